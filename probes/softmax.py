@@ -1,0 +1,130 @@
+"""Penalised softmax regression for many sites at once: Newton steps by conjugate gradients.
+
+Pure arithmetic on tensors; the public fits are in `probes.classify`.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probes.errors import ProbeError
+
+_NEWTON_STEPS, _CG_STEPS, _HALVINGS = 100, 500, 40
+_GRADIENT = 1e-10
+"""Largest entry of the gradient at the end, relative to the first one; reached in float64."""
+_ACCEPTED = 1e-6
+"""What a fit that runs out of steps must have reached all the same."""
+
+
+def softmax_regression(
+    z: Float[Tensor, "site sample k"],
+    gram: Float[Tensor, "site k"],
+    index: Int[Tensor, " sample"],
+    n_classes: int,
+    l2: float,
+) -> tuple[Float[Tensor, "site k out"], Float[Tensor, "site out"]]:
+    """Minimise cross entropy summed over samples + l2 / 2 |weight|^2, the bias free.
+
+    z has zero mean and a diagonal Gram matrix, which makes the diagonal a good preconditioner.
+
+    Returns:
+        One column for each class; columns sum to zero.
+
+    Raises:
+        ProbeError: no convergence.
+    """
+    n_sites, n_samples, _ = z.shape
+    z = torch.cat([z, z.new_ones(n_sites, n_samples, 1)], -1)
+    gram = torch.cat([gram, gram.new_full((n_sites, 1), n_samples)], -1)
+    penalty = torch.full_like(gram, l2)
+    penalty[:, -1] = 0.0
+    penalty = penalty.unsqueeze(-1)
+    target = torch.nn.functional.one_hot(index, n_classes).to(z.dtype)
+    theta = z.new_zeros(n_sites, z.shape[-1], n_classes)
+
+    first = worst = None
+    for _ in range(_NEWTON_STEPS):
+        p = (z @ theta).softmax(-1)
+        gradient = z.mT @ (p - target) + penalty * theta
+        size = gradient.flatten(1).abs().amax(-1)
+        first = size.clamp_min(torch.finfo(z.dtype).tiny) if first is None else first
+        worst = size / first
+        open_ = worst > _GRADIENT
+        if not bool(open_.any()):
+            break
+        # Tighter as the optimum nears, so that convergence is superlinear.
+        step = _solve(z, p, gram, penalty, gradient, worst.sqrt().clamp(1e-8, 0.1))
+        theta = _descend(z, target, penalty, theta, step, gradient, open_)
+    assert worst is not None
+    if not bool((worst < _ACCEPTED).all()):
+        raise ProbeError(
+            f"The logistic fit did not converge: after {_NEWTON_STEPS} Newton steps the gradient "
+            f"is {float(worst.max()):.1e} of the first one. The penalty is too small for data that "
+            "can be told apart. Give a larger l2."
+        )
+    theta = theta - theta.mean(-1, keepdim=True)
+    return theta[:, :-1], theta[:, -1]
+
+
+def _objective(z: Tensor, target: Tensor, penalty: Tensor, theta: Tensor) -> Tensor:
+    """Return the minimised quantity of each site."""
+    log_p = (z @ theta).log_softmax(-1)
+    return (penalty * theta.square()).sum((1, 2)) / 2 - (target * log_p).sum((1, 2))
+
+
+def _solve(
+    z: Tensor, p: Tensor, gram: Tensor, penalty: Tensor, gradient: Tensor, precision: Tensor
+) -> Tensor:
+    """Return the Newton step: the Hessian's inverse times the gradient, to a relative precision."""
+    # The Hessian with each sample's p (1 - p) replaced by the class's mean of it.
+    spread = (p * (1 - p)).mean(1, keepdim=True).clamp_min(1e-12)
+    inverse = 1 / (gram.unsqueeze(-1) * spread + penalty).clamp_min(1e-12)
+    step = torch.zeros_like(gradient)
+    rest = gradient
+    scaled = inverse * rest
+    along = scaled
+    energy = (rest * scaled).sum((1, 2))
+    goal = precision.square() * energy
+    for _ in range(_CG_STEPS):
+        moved = z @ along
+        moved = p * (moved - (p * moved).sum(-1, keepdim=True))
+        image = z.mT @ moved + penalty * along
+        curvature = (along * image).sum((1, 2))
+        # Sites that are done keep a step of zero rather than divide zero by zero.
+        length = torch.where(
+            (energy > goal) & (curvature > 0), energy / curvature.clamp_min(1e-300), 0.0
+        )
+        if not bool((length > 0).any()):
+            break
+        step = step + length[:, None, None] * along
+        rest = rest - length[:, None, None] * image
+        scaled = inverse * rest
+        following = (rest * scaled).sum((1, 2))
+        turn = torch.where(length > 0, following / energy.clamp_min(1e-300), 0.0)
+        along = scaled + turn[:, None, None] * along
+        energy = torch.where(length > 0, following, 0.0)
+    return step
+
+
+def _descend(
+    z: Tensor,
+    target: Tensor,
+    penalty: Tensor,
+    theta: Tensor,
+    step: Tensor,
+    gradient: Tensor,
+    open_: Tensor,
+) -> Tensor:
+    """Return theta moved along the step, halved per site until the objective has fallen."""
+    before = _objective(z, target, penalty, theta)
+    slope = (gradient * step).sum((1, 2))
+    length = open_.to(z.dtype)
+    # Near the optimum the objective changes by less than its own rounding error.
+    slack = 1e-13 * before.abs()
+    for _ in range(_HALVINGS):
+        moved = theta - length[:, None, None] * step
+        worse = _objective(z, target, penalty, moved) > before - 1e-4 * length * slope + slack
+        if not bool(worse.any()):
+            break
+        length = torch.where(worse, length / 2, length)
+    return theta - length[:, None, None] * step

@@ -1,0 +1,144 @@
+"""What `generate` is asked for: the prompts it will expand, and what cannot be steered under it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer.errors import PlanError
+from steer.passes import cache_length
+from steer.running import Sequences
+from steer.tokens import Decode, Prompt, Tokens
+from steer.wiring import Reading, Wiring
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of a generate call that change what its passes look like."""
+
+    beams: int
+    sampling: bool
+    cached: bool
+
+    def without_compilation(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with automatic compilation off: a compiled graph ignores hooks."""
+        return {**kwargs, "disable_compile": True}
+
+
+def sequences_of_generate(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Sequences, Asked]:
+    """Return the prompts of a generate call and the options that matter.
+
+    Raises:
+        PlanError: assisted or continuous batching modes, whose passes are not what they seem.
+    """
+    names = list(inspect.signature(type(model).generate).parameters)[1:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    for mode in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "penalty_alpha"):
+        if given.get(mode) is not None:
+            raise PlanError(
+                f"generate({mode}=...) cannot be steered: its passes try tokens that are later "
+                "thrown away, and positions and gates would count them. Leave it out."
+            )
+    if given.get("cache_implementation") == "paged":
+        raise PlanError(
+            "Continuous batching packs several rows into one, so positions cannot be told. Leave "
+            "cache_implementation='paged' out."
+        )
+    ids = given.get("inputs") if given.get("inputs") is not None else given.get("input_ids")
+    embeds = given.get("inputs_embeds")
+    if embeds is not None:
+        mask, ids = _mask(given, embeds[..., 0]), None
+    elif isinstance(ids, Tensor):
+        mask = _mask(given, ids)
+        if given.get("attention_mask") is None:
+            mask = _inferred(model, given, ids)
+    else:
+        raise PlanError(
+            "generate was called without input_ids or inputs_embeds, so there is no prompt whose "
+            "positions could be counted. Pass at least a BOS token."
+        )
+    prompt = Prompt(mask, ids)
+    start = cache_length(given.get("past_key_values"))
+    sequences = Sequences(
+        prompt,
+        torch.arange(len(mask)),
+        len(mask),
+        generating=True,
+        column=start,
+        seen=start,
+    )
+    return sequences, _asked(model, given)
+
+
+def _mask(given: dict[str, Any], like: Tensor) -> Tensor:
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask.cpu().bool()
+    return torch.ones(like.shape[:2], dtype=torch.bool)
+
+
+def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:  # noqa: ANN401
+    for source in (
+        given,
+        given.get("generation_config"),
+        getattr(model, "generation_config", None),
+    ):
+        value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def _inferred(model: nn.Module, given: dict[str, Any], ids: Tensor) -> Tensor:
+    # The rule of transformers: without a mask, pad tokens are padding unless they also end texts.
+    pad = _option(model, given, "pad_token_id")
+    end = _option(model, given, "eos_token_id")
+    ends = end if isinstance(end, list | tuple) else [end]
+    if pad is None or pad in ends:
+        return torch.ones(ids.shape, dtype=torch.bool)
+    return (ids != pad).cpu()
+
+
+def _asked(model: nn.Module, given: dict[str, Any]) -> Asked:
+    cached = _option(model, given, "use_cache")
+    return Asked(
+        int(_option(model, given, "num_beams") or 1),
+        bool(_option(model, given, "do_sample")),
+        cached is None or bool(cached),
+    )
+
+
+def refuse_generation(
+    wiring: Wiring, sequences: Sequences, asked: Asked, decode: Decode | None
+) -> None:
+    """Refuse gates on generated tokens where rows are reordered or recomputed.
+
+    Raises:
+        PlanError: under beams, which reorder rows between passes; sampling with the cache off.
+    """
+    if asked.beams <= 1 and (asked.cached or not asked.sampling):
+        return
+    assert sequences.prompt is not None
+    prompt = sequences.prompt
+    width = prompt.mask.shape[1]
+    after = Tokens(
+        prompt.positions(0, width + 2),
+        sequences.row_ids,
+        prompt.lengths,
+        None,
+        prompt if prompt.ids is not None else None,
+        decode,
+        open_ended=True,
+    )
+    for op in (op for ops in wiring.ops.values() for op in ops):
+        if isinstance(op, Reading) and bool(op.read.scope.select(after)[:, width:].any()):
+            how = f"{asked.beams} beams" if asked.beams > 1 else "sampling with the cache off"
+            raise PlanError(
+                f"{op.read!r} reads generated tokens, and generate runs with {how}. Rows are "
+                "reordered or recomputed between passes, so what was read would belong to another "
+                "text. Read PROMPT only, or use one beam with the cache on."
+            )

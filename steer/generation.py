@@ -1,0 +1,282 @@
+"""Generation through HuggingFace's own generate: arguments checked, tokens and log-probabilities kept."""
+
+import inspect
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from steer.errors import PlanError, did_you_mean
+from steer.interventions.plans import Plan
+from steer.prompts import padded, sequences_of
+from steer.receipt import Receipt
+from steer.registry import HookRegistry
+from steer.running import Pass
+from steer.sites import AnySite, Site
+
+
+class Generations(list[str]):
+    """The generated texts, one per prompt (times return sequences), and what made them.
+
+    `tokens`: the new token ids of each, up to and with the end token. `log_probs`: for each, the
+    natural-log probability of each of its tokens under the model's own (steered, not reweighted)
+    logits; None under beams, which reorder rows. `receipt`: what each intervention did.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokens: Sequence[Sequence[int]],
+        log_probs: Sequence[Tensor] | None,
+        receipt: Receipt,
+    ) -> None:
+        """Hold the results of one call."""
+        super().__init__(texts)
+        self.tokens = [list(row) for row in tokens]
+        self.log_probs = log_probs
+        self.receipt = receipt
+
+    def _repr_html_(self) -> str:
+        from html import escape  # only a notebook asks for it
+
+        return "<ol>" + "".join(f"<li><pre>{escape(text)}</pre></li>" for text in self) + "</ol>"
+
+
+class LogProbs:
+    """Keeps the log-probability of each chosen token, one pass after it was predicted."""
+
+    def __init__(self) -> None:
+        """Start before the first pass."""
+        self.waiting: Tensor | None = None
+        self.kept: list[Tensor] = []
+
+    def take(self, site: AnySite, logits: Tensor, now: Pass) -> None:
+        """Score the token that the last logits led to, and remember these logits."""
+        ids = now.tokens.ids
+        if self.waiting is not None and ids is not None:
+            self.choose(ids[:, -1])
+        tokens = now.tokens
+        assert tokens.prompt_lengths is not None
+        last = tokens.positions[:, -1] >= tokens.prompt_lengths - 1
+        self.waiting = logits[:, -1].detach() if bool(last.any()) else None
+
+    def choose(self, ids: Tensor) -> None:
+        """Record the log-probability of the chosen tokens [row]."""
+        assert self.waiting is not None
+        chosen = ids.to(self.waiting.device)[:, None]
+        self.kept.append(self.waiting.float().log_softmax(-1).gather(1, chosen)[:, 0])
+        self.waiting = None
+
+
+def generate_rows(
+    registry: HookRegistry,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    plan: Plan,
+    options: Mapping[str, Any],
+    seed: int | None,
+    takers: Sequence[tuple[AnySite, Callable[[AnySite, Tensor, Pass], None]]] = (),
+) -> Generations:
+    """Generate for rows of token ids as one batch, padded on the left.
+
+    Raises:
+        PlanError: an argument that generate does not know.
+        SteerError: the plan does not fit the model or the rows.
+    """
+    model = registry.model
+    refuse_unknown(model, options)
+    pad = pad_token(tokenizer)
+    ids, mask = padded(rows, pad, left=True)
+    device = next(model.parameters()).device
+    asked = {**options, "pad_token_id": options.get("pad_token_id", pad)}
+    beams = int(asked.get("num_beams") or 1)
+    recorder = LogProbs()
+    record = [(Site.logits(), recorder.take)] if beams == 1 else []
+    run = registry.taking(plan, [*record, *takers])
+    declared = sequences_of(ids, mask, range(len(rows)), len(rows))
+    declared.generating = True
+    with torch.no_grad(), seeded(seed, device), registry.sequences(declared), run:
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.long().to(device), **asked
+        )
+    sequences = out if isinstance(out, Tensor) else out.sequences
+    new = sequences[:, ids.shape[1] :].cpu()
+    if recorder.waiting is not None and new.shape[1] > len(recorder.kept):
+        recorder.choose(new[:, -1])
+    tokens = [trimmed(row, end_tokens(model, asked), pad) for row in new.tolist()]
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
+    log_probs = None
+    if beams == 1 and recorder.kept:
+        every = torch.stack(recorder.kept, dim=1).cpu()
+        log_probs = [row[: len(kept)] for row, kept in zip(every, tokens, strict=True)]
+    return Generations(texts, tokens, log_probs, run.receipt)
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seed sampling inside, and leave the global generators as they were."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the tokenizer's own, else its end token, else 0 (always masked)."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def end_tokens(model: object, options: Mapping[str, Any]) -> set[int]:
+    """Return the ids that end a text under these options."""
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    end = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    if end is None:
+        return set()
+    return {int(e) for e in end} if isinstance(end, list | tuple) else {int(end)}
+
+
+def trimmed(row: Sequence[int], ends: set[int], pad: int) -> list[int]:
+    """Return a row up to and with its first end token."""
+    for at, token in enumerate(row):
+        if token in ends:
+            return list(row[: at + 1])
+    return list(row)
+
+
+def refuse_unknown(model: object, options: Mapping[str, Any]) -> None:
+    """Refuse arguments that generate does not know, which it might otherwise ignore.
+
+    Raises:
+        PlanError: names the nearest argument.
+    """
+    known = set(GenerationConfig().to_dict())
+    known |= set(inspect.signature(type(model).generate).parameters)  # type: ignore[attr-defined]
+    known |= {"past_key_values", "max_new_tokens", "disable_compile", "stop_strings", "tokenizer"}
+    for name in ("input_ids", "inputs", "attention_mask", "inputs_embeds"):
+        if name in options:
+            raise PlanError(
+                f"generate was given {name}, which lm.generate makes from the prompts. Pass token "
+                "ids as the prompts: lm.generate([[1, 2, 3]])."
+            )
+    for name in options:
+        if name not in known:
+            raise PlanError(
+                f"generate has no argument {name!r}.{did_you_mean(name, known)} It would be "
+                "ignored or fail in the middle of a pass."
+            )
+
+
+class Stream(Iterator[list[str]]):
+    """Yields the new text of each row, token by token; `receipt` once it is exhausted.
+
+    The plan is attached in the worker's own context, so nothing leaks to the consumer. Closing it
+    early stops the worker.
+    """
+
+    def __init__(
+        self,
+        registry: HookRegistry,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Sequence[int]],
+        plan: Plan,
+        options: Mapping[str, Any],
+        seed: int | None,
+    ) -> None:
+        """Check everything that can be refused, then start."""
+        refuse_unknown(registry.model, options)
+        registry.wire(plan)
+        self.receipt: Receipt | None = None
+        self._tokens: list[list[int]] = [[] for _ in rows]
+        self._said = [""] * len(rows)
+        self._tokenizer = tokenizer
+        self._ends = end_tokens(registry.model, options)
+        self._queue: queue.Queue[list[int] | BaseException | Receipt] = queue.Queue()
+        self._stop = threading.Event()
+        asked = {
+            **options,
+            "streamer": _Pieces(self._queue),
+            "stopping_criteria": StoppingCriteriaList([self._stopped]),  # type: ignore[list-item]
+        }
+
+        def work() -> None:
+            try:
+                made = generate_rows(registry, tokenizer, rows, plan, asked, seed)
+                self._queue.put(made.receipt)
+            except BaseException as error:  # handed to the consumer, who raises it
+                self._queue.put(error)
+
+        self._worker = threading.Thread(target=work, name="steer-stream", daemon=True)
+        self._worker.start()
+
+    def _stopped(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device)
+
+    def __next__(self) -> list[str]:
+        """Return the next piece of text of each row."""
+        if self.receipt is not None:
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._worker.join()
+            raise item
+        if isinstance(item, Receipt):
+            self.receipt = item
+            self._worker.join()
+            raise StopIteration
+        return [self._piece(row, token) for row, token in enumerate(item)]
+
+    def _piece(self, row: int, token: int) -> str:
+        tokens = self._tokens[row]
+        if tokens and tokens[-1] in self._ends:
+            return ""
+        tokens.append(token)
+        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""  # a character whose bytes are not complete yet
+        new, self._said[row] = text[len(self._said[row]) :], text
+        return new
+
+    def close(self) -> None:
+        """Stop the worker and wait for it; nothing stays attached."""
+        self._stop.set()
+        self._worker.join()
+
+    def __enter__(self) -> "Stream":
+        """Return the stream."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the worker."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Stop the worker of a stream that nobody reads any more."""
+        self._stop.set()
+
+
+class _Pieces(BaseStreamer):
+    """Hands each new column of token ids to a queue; the first call is the prompt."""
+
+    def __init__(self, out: "queue.Queue[Any]") -> None:
+        self.out, self.prompt = out, True
+
+    def put(self, value: Tensor) -> None:
+        """Pass on one token per row."""
+        if not self.prompt:
+            self.out.put(value.reshape(-1).tolist())
+        self.prompt = False
+
+    def end(self) -> None:
+        """Nothing to do: the worker says when it is done."""

@@ -1,0 +1,145 @@
+"""Patch: write values from another run, whole or within a subspace; and where values come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steer.activations import Activations
+from steer.errors import PlanError, WidthMismatch
+from steer.interventions.arithmetic import (
+    add_delta,
+    as_basis,
+    coordinates,
+    precise,
+    require_finite,
+    within,
+)
+from steer.interventions.recipe import Recipe
+from steer.scopes import ALL, Scope
+from steer.sites import AnySite, Site
+from steer.step import Step
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Patch(Recipe):
+    """Replace what is at a site by a source: activation patching (Vig et al. 2020; Meng et al. 2022).
+
+    A whole replacement selects the source's bits (cast to the model's dtype). With `subspace`, only
+    the part within those directions is exchanged, h + V^T V (source - h), and the rest of h is kept
+    (interchange intervention, Geiger et al. 2021, arXiv:2106.02997); the truncated remainder is not
+    lost as it is in pyvene's PCA intervention.
+
+    Args:
+        source: Activations (their entry for this site), or a tensor [d_model], [batch, d_model] or
+            [batch, n, d_model], where n is the number of tokens in scope of each row.
+        subspace: [k, d_model] or [d_model], orthonormalised.
+
+    Raises:
+        WidthMismatch: a source of another rank.
+        PlanError: a source that is not finite; before block 0, one whose rows or tokens do not fit.
+    """
+
+    kind: ClassVar[str] = "steer.Patch"
+    site: AnySite
+    source: Tensor
+    subspace: Tensor | None = None
+    scope: Scope = ALL
+    counts: Tensor | None = None
+    """[batch] tokens of each row, where the source's rows are of unequal length."""
+
+    def __post_init__(self) -> None:
+        """Take this site's values out of Activations and check the shape."""
+        source: Tensor | Activations = self.source
+        if isinstance(source, Activations):
+            object.__setattr__(self, "counts", source.counts())
+            source = source[self.site]
+        source = torch.as_tensor(source).detach()
+        most = 4 if isinstance(self.site, Site) and self._has_heads(self.site) else 3
+        if not 1 <= source.ndim <= most:
+            raise WidthMismatch(
+                f"The source of a Patch at {self.site} has shape {tuple(source.shape)}. It is "
+                "[d_model], [batch, d_model] or [batch, n, d_model] with n tokens in scope. "
+                "Select the site and the tokens that you mean."
+            )
+        object.__setattr__(self, "source", require_finite(source, "The source of Patch"))
+        if self.subspace is not None:
+            basis = as_basis(self.subspace, "The subspace of Patch")
+            object.__setattr__(self, "subspace", basis)
+
+    @staticmethod
+    def _has_heads(site: Site) -> bool:
+        return site.component in ("q", "k", "v", "z") and site.head is None
+
+    def _trailing(self) -> int:
+        # Axes of one token: [d], or [head, d_head] where all heads are patched at once.
+        return 2 if isinstance(self.site, Site) and self._has_heads(self.site) else 1
+
+    def edit(self, h: Tensor, step: Step) -> Tensor:
+        """Return the source, token by token."""
+        new = self._values(h, step)
+        if self.subspace is None:
+            return new.to(h.dtype).expand_as(h)
+        change = coordinates(new, self.subspace) - coordinates(h, self.subspace)
+        return add_delta(h, within(change.to(precise(h).dtype), self.subspace))
+
+    def _values(self, h: Tensor, step: Step) -> Tensor:
+        lead = self.source.ndim - self._trailing()
+        if lead == 0:
+            return self.source
+        if lead == 1:
+            return self.source[step.rows][:, None]
+        if step.rank is None:
+            return self.source[step.rows]
+        rank = step.rank.clamp(min=0, max=self.source.shape[1] - 1)
+        return self.source[step.rows[:, None], rank]
+
+    @property
+    def tokens_per_row(self) -> Tensor | int | None:
+        """How many tokens in scope each row must have; None for one value for all of them."""
+        if self.source.ndim - self._trailing() < 2:
+            return None
+        return self.source.shape[1] if self.counts is None else self.counts
+
+    def widths(self) -> Mapping[str, int]:
+        """Return what must be as wide as the site."""
+        found = {"the source": self.source.shape[-1]}
+        return found if self.subspace is None else found | {"the subspace": self.subspace.shape[1]}
+
+    def row_counts(self) -> Mapping[str, int]:
+        """Return what must be as long as the batch."""
+        per_row = self.source.ndim > self._trailing()
+        return {"the source": self.source.shape[0]} if per_row else {}
+
+    def __repr__(self) -> str:
+        """Say where, from what shape, and how much of it."""
+        part = "" if self.subspace is None else f", subspace k={self.subspace.shape[0]}"
+        return f"Patch({self.site}, source={list(self.source.shape)}, scope={self.scope!r}{part})"
+
+
+def zero(width: int) -> Tensor:
+    """Return the zero source [width]: what zero ablation writes."""
+    return torch.zeros(width)
+
+
+def mean(acts: Activations, site: AnySite) -> Tensor:
+    """Return the mean activation [d_model] over the real tokens: what mean ablation writes."""
+    values = precise(acts[site])
+    if acts.mask is None:
+        return values.mean(0)
+    return values[acts.mask].mean(0)
+
+
+def resample(acts: Activations, site: AnySite, *, n_rows: int, seed: int = 0) -> Tensor:
+    """Return [n_rows, d_model] drawn with replacement: what resample ablation writes.
+
+    Raises:
+        PlanError: there is nothing to draw from.
+    """
+    values = acts[site] if acts.mask is None else acts[site][acts.mask]
+    if len(values) == 0:
+        raise PlanError("There are no tokens to resample from. Capture some first.")
+    chooser = torch.Generator().manual_seed(seed)
+    return values[torch.randint(len(values), (n_rows,), generator=chooser)]

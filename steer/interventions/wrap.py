@@ -1,0 +1,88 @@
+"""Wrappers and escapes: PreserveNorm around another intervention, Custom around a function."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steer.errors import PlanError
+from steer.interventions.arithmetic import precise
+from steer.interventions.recipe import Recipe
+from steer.protocols import Intervention
+from steer.scopes import ALL, Scope
+from steer.sites import AnySite
+from steer.step import Step
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PreserveNorm(Recipe):
+    """Rescale what another intervention changed to the norm each token had before.
+
+    Tokens that the inner intervention left alone keep their bits.
+    """
+
+    kind: ClassVar[str] = "steer.PreserveNorm"
+    inner: Intervention
+
+    @property
+    def site(self) -> AnySite:
+        """Where the inner intervention acts."""
+        return self.inner.site
+
+    @property
+    def scope(self) -> Scope:
+        """Where the inner intervention may act."""
+        return self.inner.scope
+
+    def edit(self, h: Tensor, step: Step) -> Tensor:
+        """Return the inner edit at the old norm."""
+        edited = self.inner.edit(h, step)
+        before, after = precise(h), precise(edited)
+        old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
+        changed = (edited != h).any(-1, keepdim=True) & (new > 0)
+        return torch.where(changed, (after * (old / new.clamp(min=1e-30))).to(h.dtype), h)
+
+    def parts(self) -> Sequence[object]:
+        """Return what it wraps."""
+        return (self.inner,)
+
+    def __repr__(self) -> str:
+        """Say what it wraps."""
+        return f"PreserveNorm({self.inner!r})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Custom(Recipe):
+    """Apply your own pure function fn(h, step) -> h, of the same shape and dtype.
+
+    It is given whole rows [row, pos, d_model] with padding; only tokens in scope keep its result.
+    It can be used, but not saved, served or evaluated: code has no identity that a file could
+    carry safely. It must not write into h.
+
+    Raises:
+        PlanError: in the pass, if it returns another shape.
+    """
+
+    kind: ClassVar[str] = "steer.Custom"
+    site: AnySite
+    fn: Callable[[Tensor, Step], Tensor]
+    scope: Scope = ALL
+
+    def edit(self, h: Tensor, step: Step) -> Tensor:
+        """Return the function's result in h's dtype."""
+        new = self.fn(h, step)
+        if not isinstance(new, Tensor) or new.shape != h.shape:
+            found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise PlanError(
+                f"The function of Custom at {self.site} returned {found} for an input of shape "
+                f"{tuple(h.shape)}. The model cannot go on with another shape. Return a tensor of "
+                "the same shape, one value for each token."
+            )
+        return new.to(h.dtype)
+
+    def __repr__(self) -> str:
+        """Say where and which function."""
+        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        return f"Custom({self.site}, {name}, scope={self.scope!r})"

@@ -1,0 +1,168 @@
+"""From the arguments of one forward call to the tokens of the pass. Outside any hook; pure but for
+the bookkeeping of `Sequences`, which is owned by one generate call or one declared prompt.
+"""
+
+import torch
+from torch import Tensor
+
+from steer.errors import PlanError, ScopeError
+from steer.running import Pass, Sequences
+from steer.tokens import Decode, Prompt, Tokens
+
+
+def open_pass(
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    sequences: Sequences | None,
+    decode: Decode | None,
+) -> tuple[Pass, Sequences]:
+    """Return the pass that a call of the model's stack is about to make.
+
+    Raises:
+        PlanError: rows that cannot be mapped to the user's batch.
+        ScopeError: packed rows, whose positions restart within a row.
+    """
+    ids, n_rows, n_columns = _inputs(args, kwargs)
+    past = kwargs.get("past_key_values")
+    if sequences is not None and sequences.prompt is not None:
+        tokens = _within(sequences, ids, n_rows, n_columns, past, decode)
+    else:
+        tokens, sequences = _outside(kwargs, ids, n_rows, n_columns, past, sequences, decode)
+    return Pass(tokens, sequences), sequences
+
+
+def _inputs(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Tensor | None, int, int]:
+    ids = args[0] if args else kwargs.get("input_ids")
+    embeds = kwargs.get("inputs_embeds")
+    if isinstance(ids, Tensor) and ids.ndim == 2:
+        return ids, ids.shape[0], ids.shape[1]
+    found = embeds if isinstance(embeds, Tensor) else ids
+    if not isinstance(found, Tensor) or found.ndim != 3:
+        raise PlanError(
+            "The model was called without input_ids [batch, pos] or inputs_embeds, so its tokens "
+            "cannot be counted. Call it with one of them."
+        )
+    return None, found.shape[0], found.shape[1]
+
+
+def cache_length(past: object) -> int:
+    """Return how many columns a HuggingFace cache holds."""
+    if past is None:
+        return 0
+    length = getattr(past, "get_seq_length", None)
+    return int(length()) if callable(length) else 0
+
+
+def _within(
+    s: Sequences,
+    ids: Tensor | None,
+    n_rows: int,
+    n_columns: int,
+    past: object,
+    decode: Decode | None,
+) -> Tokens:
+    # Inside generate, or a pass that this package makes: the prompts are known.
+    assert s.prompt is not None
+    n_prompts = s.prompt.mask.shape[0]
+    if n_rows % n_prompts:
+        raise PlanError(
+            f"The forward pass has {n_rows} rows but generate was given {n_prompts} prompts, which "
+            "does not divide it. Which row belongs to which prompt cannot be told."
+        )
+    times = n_rows // n_prompts
+    if times not in s.repeats:
+        s.repeats[times] = s.prompt.repeat(times) if times > 1 else s.prompt
+    prompt = s.repeats[times]
+    length = getattr(past, "get_seq_length", None)
+    counted = length() if callable(length) else None
+    # A static cache counts on the device; asking it would wait for the device at every token.
+    start = 0 if past is None else counted if isinstance(counted, int) else s.column
+    positions = prompt.positions(start, n_columns)
+    end = start + n_columns
+    fresh = None
+    if start < s.seen:
+        fresh = (torch.arange(start, end) >= s.seen).expand_as(positions)
+    s.column, s.seen = end, max(s.seen, end)
+    rows = s.row_ids.repeat_interleave(times)
+    return Tokens(
+        positions,
+        rows,
+        prompt.lengths,
+        ids if ids is None else ids.cpu(),
+        prompt if prompt.ids is not None else None,
+        decode,
+        fresh,
+        start == 0,
+        open_ended=s.generating,
+    )
+
+
+def _outside(
+    kwargs: dict[str, object],
+    ids: Tensor | None,
+    n_rows: int,
+    n_columns: int,
+    past: object,
+    declared: Sequences | None,
+    decode: Decode | None,
+) -> tuple[Tokens, Sequences]:
+    start = cache_length(past)
+    mask = kwargs.get("attention_mask")
+    why = ""
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == start + n_columns:
+        known = mask.to("cpu", torch.bool)
+    else:
+        known = torch.ones(n_rows, start + n_columns, dtype=torch.bool)
+        if mask is not None:
+            why = "this pass was given an attention mask that is not [batch, tokens so far]"
+    counted = torch.where(known, known.cumsum(1) - 1, -1)
+    if start:
+        why = "this pass continues a cache that was filled elsewhere"
+    elif ids is None:
+        why = "this pass was given inputs_embeds"
+    if _packed(kwargs.get("position_ids"), known[:, start:]):
+        why = "this pass holds packed rows (position_ids restart within a row)"
+        if declared is None:
+            raise ScopeError(
+                f"Positions cannot be counted: {why}. A row of the batch would be several texts. "
+                "Give each text its own row, or declare with run.prompt(lengths) what to count."
+            )
+    lengths = known.sum(1) if not why else None
+    sequences = declared
+    if sequences is None:
+        sequences = Sequences(None, torch.arange(n_rows), n_rows)
+    if sequences.declared is not None:
+        lengths = sequences.declared
+        if len(lengths) != n_rows:
+            raise PlanError(
+                f"run.prompt declared {len(lengths)} prompt lengths but the pass has {n_rows} rows. "
+                "Declare one number of tokens for each row."
+            )
+        if start == 0:
+            sequences.state.clear()
+            sequences.latched.clear()
+    prompt = None
+    if start == 0 and ids is not None:
+        prompt = Prompt(known, ids)
+    tokens = Tokens(
+        counted[:, start:],
+        torch.arange(n_rows),
+        lengths,
+        None if ids is None else ids.cpu(),
+        prompt,
+        decode,
+        from_start=start == 0,
+        why_unknown=why,
+        open_ended=sequences.declared is not None,
+    )
+    return tokens, sequences
+
+
+def _packed(position_ids: object, real: Tensor) -> bool:
+    if not isinstance(position_ids, Tensor) or position_ids.ndim != 2:
+        return False
+    here = position_ids.cpu().expand(real.shape[0], -1)
+    if here.shape != real.shape:
+        return False
+    falls = (here[:, 1:] < here[:, :-1]) & real[:, 1:] & real[:, :-1]
+    return bool(falls.any())

@@ -1,0 +1,244 @@
+"""From a plan to operations at taps: everything that can be refused is refused here, at attach.
+
+Pure: takes a plan and a layout, touches no module. Reads come just before the first intervention
+that needs them, so that a reading sees the stream as that intervention would.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steer.errors import PlanError, SteerError, WidthMismatch
+from steer.interventions.gates import Monitor, Read, When
+from steer.interventions.patch import Patch
+from steer.interventions.plans import Plan, Rows, items_of
+from steer.interventions.recipe import Recipe, on_device, row_counts_of, walk, widths_of
+from steer.interventions.wrap import Custom
+from steer.models.layout import Layout, Tap
+from steer.protocols import Intervention
+from steer.scopes import GENERATED
+from steer.sites import AnySite, Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """One intervention at its tap, for all rows or for some."""
+
+    line: int
+    """Its line in the receipt."""
+    site: AnySite
+    item: Intervention
+    rows: Tensor | None
+    """[batch] bool on the host: the rows it belongs to; None means every row."""
+    whole: bool
+    """Must be given whole rows (Custom), not gathered tokens."""
+    gates: tuple[When, ...]
+    monitor: Read | None
+    patches: tuple[Patch, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """One Read at its tap."""
+
+    site: AnySite
+    read: Read
+    latched: bool
+    """Some gate needs its value at the end of the prompt."""
+
+
+Op = Edit | Reading
+Key = tuple[str, str]
+"""(module path, side): what one hook serves."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wiring:
+    """A plan wired to a model: what each hook has to do, in order."""
+
+    items: tuple[Intervention, ...]
+    """The receipt's lines: the user's interventions in order, each once."""
+    taps: Mapping[AnySite, Tap]
+    ops: Mapping[Key, tuple[Op, ...]]
+    """By hook, ordered by site in the pass and then by the plan."""
+    bases: frozenset[str]
+    """Blocks whose input must be kept for resid_mid."""
+    n_rows: int | None
+    """Rows of the batch where the plan fixes it."""
+    row_counts: tuple[tuple[str, int], ...]
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Every edit, hook by hook."""
+        return tuple(op for ops in self.ops.values() for op in ops if isinstance(op, Edit))
+
+
+def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -> Wiring:
+    """Return the wiring of a plan.
+
+    Raises:
+        SiteNotFound: a site that the model lacks.
+        WidthMismatch: a tensor of another width than its site.
+        PlanError: a gate that reads later than it must act; a malformed plan.
+    """
+    taps: dict[AnySite, Tap] = {}
+    lines: dict[int, int] = {}
+    items: list[Intervention] = []
+    ops: list[Op] = []
+    known_reads: set[int] = set()
+    seen: dict[torch.device, dict[int, object]] = {}
+    reads: dict[int, object] = {}
+    members = _grouped(plan)
+    for place, (item, rows) in enumerate(members):
+        if id(item) not in lines:
+            lines[id(item)] = len(items)
+            items.append(item)
+        with _blame(item, place):
+            for site in _sites(item):
+                taps.setdefault(site, layout.tap(site))
+            _check_widths(item, layout)
+            _check_order(item)
+        for part in walk(item):
+            for read, _ in part.reads() if isinstance(part, Recipe) else ():
+                place_of_read = device_of(taps[read.site])
+                reads.setdefault(id(read), on_device(read, place_of_read, {}))
+        here = device_of(taps[item.site])
+        shared = seen.setdefault(here, dict(reads))
+        shared.update(reads)
+        on_site = on_device(item, here, shared)
+        for part in walk(on_site):
+            for read, latch in part.reads() if isinstance(part, Recipe) else ():
+                if id(read) not in known_reads or latch == "prompt":
+                    ops.append(Reading(read.site, read, latch == "prompt"))
+                    known_reads.add(id(read))
+        ops.append(_edit(on_site, lines[id(item)], rows))
+    counts = tuple(pair for item in items for pair in row_counts_of(item))
+    return Wiring(
+        tuple(items),
+        taps,
+        _by_hook(_merge_reads(ops), taps),
+        frozenset(tap.base for tap in taps.values() if tap.base is not None),
+        len(plan) if isinstance(plan, Rows) else None,
+        counts,
+    )
+
+
+def _grouped(plan: Plan) -> list[tuple[Intervention, Tensor | None]]:
+    # Rows that hold the same object at the same place in their lists share one operation.
+    if not isinstance(plan, Rows):
+        return [(item, None) for item, _ in items_of(plan)]
+    grouped: list[tuple[Intervention, Tensor | None]] = []
+    depth = max((len(items) for items in plan.plans), default=0)
+    for slot in range(depth):
+        rows_of: dict[int, tuple[Intervention, list[int]]] = {}
+        for row, items in enumerate(plan.plans):
+            if slot < len(items):
+                rows_of.setdefault(id(items[slot]), (items[slot], []))[1].append(row)
+        for item, rows in rows_of.values():
+            member = torch.zeros(len(plan), dtype=torch.bool)
+            member[rows] = True
+            grouped.append((item, member))
+    return grouped
+
+
+class _blame:  # noqa: N801 - reads as a statement
+    """Say which intervention of the plan an error is about."""
+
+    def __init__(self, item: Intervention, place: int) -> None:
+        self.item, self.place = item, place
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SteerError):
+            what = f"Intervention {self.place} of the plan, {self.item!r}: {error}"
+            raise type(error)(what) from None
+
+
+def _sites(item: Intervention) -> list[AnySite]:
+    sites = [item.site]
+    for part in walk(item):
+        if isinstance(part, Recipe):
+            sites += [read.site for read, _ in part.reads()]
+    return sites
+
+
+def _check_widths(item: Intervention, layout: Layout) -> None:
+    width = layout.width(item.site)
+    for what, size in widths_of(item, item.site):
+        if width is not None and size != width:
+            raise WidthMismatch(
+                f"{what} has {size} entries but {item.site} is {width} wide in {layout.name}. It "
+                f"was probably fitted on another model or site{_origin(item)}. Refit it on "
+                "activations captured from this model at this site."
+            )
+
+
+def _origin(item: Intervention) -> str:
+    for part in walk(item):
+        for name in ("manifold", "probe"):
+            origin = getattr(getattr(part, name, None), "origin", None)
+            if origin:
+                return f" (its origin says {dict(origin)})"
+    return ""
+
+
+def _check_order(item: Intervention) -> None:
+    for part in walk(item):
+        if not isinstance(part, When):
+            continue
+        read, acts = part.read.site, part.inner.site
+        if not isinstance(read, Site) or not isinstance(acts, Site) or read.order <= acts.order:
+            continue
+        if part.latch == "prompt" and part.inner.scope == GENERATED:
+            continue  # decided by the prompt's own pass, acts in later ones
+        raise PlanError(
+            f"The gate reads {read}, which a pass computes after {acts}, where it must act. Its "
+            "value would come too late. Read at the same site or an earlier one, or latch on the "
+            "prompt and act on GENERATED tokens only."
+        )
+
+
+def _edit(item: Intervention, line: int, rows: Tensor | None) -> Edit:
+    parts = list(walk(item))
+    return Edit(
+        line,
+        item.site,
+        item,
+        rows,
+        any(isinstance(p, Custom) or not isinstance(p, Recipe) for p in parts),
+        tuple(p for p in parts if isinstance(p, When)),
+        item.read if isinstance(item, Monitor) else None,
+        tuple(p for p in parts if isinstance(p, Patch)),
+    )
+
+
+def _merge_reads(ops: Sequence[Op]) -> list[Op]:
+    # One Read is computed once, where it is first needed, and latched if any gate latches it.
+    latched = {id(op.read) for op in ops if isinstance(op, Reading) and op.latched}
+    merged: list[Op] = []
+    done: set[int] = set()
+    for op in ops:
+        if isinstance(op, Reading):
+            if id(op.read) in done:
+                continue
+            done.add(id(op.read))
+            op = Reading(op.site, op.read, id(op.read) in latched)
+        merged.append(op)
+    return merged
+
+
+def _by_hook(ops: Sequence[Op], taps: Mapping[AnySite, Tap]) -> dict[Key, tuple[Op, ...]]:
+    hooks: dict[Key, list[Op]] = {}
+    for op in ops:
+        tap = taps[op.site]
+        hooks.setdefault((tap.path, tap.side), []).append(op)
+    return {key: tuple(sorted(found, key=_in_pass)) for key, found in hooks.items()}
+
+
+def _in_pass(op: Op) -> tuple[float, int]:
+    # sorted() is stable: within a site the plan's order is kept. Raw sites come before named ones.
+    return op.site.order if isinstance(op.site, Site) else (-2.0, 0)

@@ -142,7 +142,7 @@ def curve_through(
 
 
 def group(
-    points: Float[Tensor, "sample d_model"], u: Numbers, period: float | int | None
+    points: Float[Tensor, "sample d_model"], u: object, period: float | int | None
 ) -> Classes:
     """Average the samples of equal u; on a ring, of equal u modulo the period.
 
@@ -175,7 +175,7 @@ def group(
     return Classes(distinct, total / torch.from_numpy(counts)[:, None], of_sample, counts)
 
 
-def _coordinates(u: Numbers, n_samples: int, period: float | int | None) -> Array:
+def _coordinates(u: object, n_samples: int, period: float | int | None) -> Array:
     """Return u as float64, one per sample, or refuse."""
     try:
         values = u.detach().cpu().double().numpy() if isinstance(u, Tensor) else np.asarray(u)

@@ -1,4 +1,4 @@
-"""Activations: what was read, site by site, with the tokens it was read at and where it came from."""
+"""Activations: what was read, site by site, at which tokens, and where it came from."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from steer.sites import AnySite
 class Activations:
     """A frozen mapping Site -> tensor.
 
-    With one token a row in scope each tensor is [batch, d_model] and `mask` is None; otherwise it is
-    [batch, n, d_model], the tokens in scope in order, padded on the right, and `mask` [batch, n] is
-    True at real ones. Head sites have [head, d_head] in place of d_model.
+    With one token a row in scope each tensor is [batch, d_model] and `mask` is None; otherwise it
+    is [batch, n, d_model], the tokens in scope in order, padded on the right, and `mask`
+    [batch, n] is True at real ones. Head sites have [head, d_head] in place of d_model.
     """
 
     values: Mapping[AnySite, Tensor]

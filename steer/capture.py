@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from steer.activations import Activations
+from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError
 from steer.interventions.plans import Plan
 from steer.prompts import in_batches, padded, sequences_of
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
-from steer.running import Pass, Sequences
 from steer.scopes import Scope
 from steer.sites import AnySite, Site
 from steer.tokens import Tokens
@@ -101,7 +101,7 @@ def capture_rows(
     run = registry.taking(plan, [(site, taken.take) for site in sites])
     want_logits = any(isinstance(s, Site) and s.component == "logits" for s in sites)
     through = (
-        _through_root(registry, run.work.wiring.taps)
+        _through_root(run.work.wiring.taps)
         or want_logits
         or not all(isinstance(s, Site) for s in sites)
     )
@@ -120,7 +120,7 @@ def capture_rows(
     return taken.assembled(sites, len(rows)), run.receipt
 
 
-def _through_root(registry: HookRegistry, taps: Mapping[AnySite, object]) -> bool:
+def _through_root(taps: Mapping[AnySite, object]) -> bool:
     return any(not isinstance(s, Site) or s.component == "logits" for s in taps)
 
 

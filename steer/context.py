@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError, SteerError, UnsupportedModel
 from steer.models.layout import Tap
 from steer.receipt import Receipt
-from steer.running import Pass, Sequences, Work
+from steer.running import Work
 from steer.sites import AnySite
 from steer.wiring import Key, Wiring
 

@@ -1,15 +1,16 @@
 """What `generate` is asked for: the prompts it will expand, and what cannot be steered under it."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from steer.bookkeeping import Sequences
 from steer.errors import PlanError
 from steer.passes import cache_length
-from steer.running import Sequences
 from steer.tokens import Decode, Prompt, Tokens
 from steer.wiring import Reading, Wiring
 
@@ -35,7 +36,8 @@ def sequences_of_generate(
     Raises:
         PlanError: assisted or continuous batching modes, whose passes are not what they seem.
     """
-    names = list(inspect.signature(type(model).generate).parameters)[1:]
+    generate = cast("Callable[..., Any]", type(model).generate)  # type: ignore[attr-defined]
+    names = list(inspect.signature(generate).parameters)[1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     for mode in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "penalty_alpha"):
         if given.get(mode) is not None:
@@ -81,7 +83,7 @@ def _mask(given: dict[str, Any], like: Tensor) -> Tensor:
     return torch.ones(like.shape[:2], dtype=torch.bool)
 
 
-def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:  # noqa: ANN401
+def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:
     for source in (
         given,
         given.get("generation_config"),

@@ -1,4 +1,4 @@
-"""Generation through HuggingFace's own generate: arguments checked, tokens and log-probabilities kept."""
+"""Generation through HuggingFace's own generate, with the log-probability of each token kept."""
 
 import inspect
 import queue
@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from steer.bookkeeping import Pass
 from steer.errors import PlanError, did_you_mean
 from steer.interventions.plans import Plan
 from steer.prompts import padded, sequences_of
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
-from steer.running import Pass
 from steer.sites import AnySite, Site
 
 
@@ -56,7 +56,7 @@ class LogProbs:
         self.waiting: Tensor | None = None
         self.kept: list[Tensor] = []
 
-    def take(self, site: AnySite, logits: Tensor, now: Pass) -> None:
+    def take(self, _site: AnySite, logits: Tensor, now: Pass) -> None:
         """Score the token that the last logits led to, and remember these logits."""
         ids = now.tokens.ids
         if self.waiting is not None and ids is not None:
@@ -109,7 +109,7 @@ def generate_rows(
     new = sequences[:, ids.shape[1] :].cpu()
     if recorder.waiting is not None and new.shape[1] > len(recorder.kept):
         recorder.choose(new[:, -1])
-    tokens = [trimmed(row, end_tokens(model, asked), pad) for row in new.tolist()]
+    tokens = [trimmed(row, end_tokens(model, asked)) for row in new.tolist()]
     texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
     log_probs = None
     if beams == 1 and recorder.kept:
@@ -131,7 +131,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: the tokenizer's own, else its end token, else 0 (always masked)."""
+    """Return the id to pad with: the tokenizer's own, else its end token, else 0; always masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
@@ -147,7 +147,7 @@ def end_tokens(model: object, options: Mapping[str, Any]) -> set[int]:
     return {int(e) for e in end} if isinstance(end, list | tuple) else {int(end)}
 
 
-def trimmed(row: Sequence[int], ends: set[int], pad: int) -> list[int]:
+def trimmed(row: Sequence[int], ends: set[int]) -> list[int]:
     """Return a row up to and with its first end token."""
     for at, token in enumerate(row):
         if token in ends:
@@ -220,7 +220,7 @@ class Stream(Iterator[list[str]]):
         self._worker = threading.Thread(target=work, name="steer-stream", daemon=True)
         self._worker.start()
 
-    def _stopped(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+    def _stopped(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
         return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device)
 
     def __next__(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""LM: the door. A HuggingFace model, its tokenizer and its hook registry; the model stays itself."""
+"""LM: the door. A HuggingFace model as it is, its tokenizer and its hook registry."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,17 +106,18 @@ class LM:
         """
         if component in ("embed", "ln_final", "logits"):
             return [Site(None, component)]
-        found = []
-        for layer in range(self.n_layers):
-            try:
-                self.registry.layout.tap(Site(layer, component))
-            except SiteNotFound as missing:
-                reason = missing
-                continue
-            found.append(Site(layer, component))
+        every = [Site(layer, component) for layer in range(self.n_layers)]
+        found = [site for site in every if self._has(site)]
         if not found:
-            raise reason
+            self.registry.layout.tap(every[0])  # raises, and says why there is none
         return found
+
+    def _has(self, site: Site) -> bool:
+        try:
+            self.registry.layout.tap(site)
+        except SiteNotFound:
+            return False
+        return True
 
     def tokens(self, prompt: str | Sequence[int]) -> Numbered:
         """Return the tokens of one prompt as text; printed with their positions."""
@@ -292,7 +293,7 @@ class LM:
         max_new_tokens: int = 32,
         do_sample: bool = False,
         seed: int | None = None,
-        **hf: Any,  # noqa: ANN401
+        **hf: Any,
     ) -> Generations:
         """Generate one text per prompt under a plan, as one batch, with HuggingFace's generate.
 
@@ -331,7 +332,7 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
-    device_map: Any = None,  # noqa: ANN401
+    device_map: Any = None,
     accept_license: bool = False,
     allow_download: bool = True,
 ) -> LM:

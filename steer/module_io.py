@@ -1,4 +1,4 @@
-"""The tensor within what a module takes or returns: found, and put back into the same kind of value.
+"""The tensor within what a module takes or returns: found, and put back in the same kind of value.
 
 transformers 5 blocks return a plain tensor where older ones returned a tuple; both are handled.
 """
@@ -23,7 +23,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | s
     raise PlanError("A module at an input site was called without any tensor. Use its output.")
 
 
-def tensor_of(output: Any) -> Tensor:  # noqa: ANN401
+def tensor_of(output: Any) -> Tensor:
     """Return the tensor of a module's output: itself, `logits`, or the first of a tuple."""
     if isinstance(output, Tensor):
         return output
@@ -36,7 +36,7 @@ def tensor_of(output: Any) -> Tensor:  # noqa: ANN401
     raise PlanError(f"A module at an output site returned {type(output).__name__} with no tensor.")
 
 
-def with_tensor(output: Any, new: Tensor) -> Any:  # noqa: ANN401
+def with_tensor(output: Any, new: Tensor) -> Any:
     """Return the module's output with its tensor replaced, of the same kind."""
     if isinstance(output, Tensor):
         return new

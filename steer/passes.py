@@ -1,12 +1,16 @@
-"""From the arguments of one forward call to the tokens of the pass. Outside any hook; pure but for
-the bookkeeping of `Sequences`, which is owned by one generate call or one declared prompt.
+"""From the arguments of one forward call to the tokens of the pass.
+
+Pure but for `Sequences`, which is owned by one generate call or one declared prompt.
 """
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError, ScopeError
-from steer.running import Pass, Sequences
 from steer.tokens import Decode, Prompt, Tokens
 
 
@@ -49,8 +53,8 @@ def cache_length(past: object) -> int:
     """Return how many columns a HuggingFace cache holds."""
     if past is None:
         return 0
-    length = getattr(past, "get_seq_length", None)
-    return int(length()) if callable(length) else 0
+    length = cast("Callable[[], int] | None", getattr(past, "get_seq_length", None))
+    return int(length()) if length is not None else 0
 
 
 def _within(
@@ -135,8 +139,8 @@ def _outside(
         lengths = sequences.declared
         if len(lengths) != n_rows:
             raise PlanError(
-                f"run.prompt declared {len(lengths)} prompt lengths but the pass has {n_rows} rows. "
-                "Declare one number of tokens for each row."
+                f"run.prompt declared {len(lengths)} prompt lengths but the pass has {n_rows} "
+                "rows. Declare one number of tokens for each row."
             )
         if start == 0:
             sequences.state.clear()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from steer.bookkeeping import Sequences
 from steer.errors import PlanError
-from steer.running import Sequences
 from steer.tokens import Prompt
 
 Message = Mapping[str, str]
@@ -43,8 +43,8 @@ def as_rows(
             )
         if longest is not None and len(row) > longest:
             raise PlanError(
-                f"Prompt {at} has {len(row)} tokens but the model's context is {longest}. Positions "
-                "beyond it were never trained. Shorten the prompt."
+                f"Prompt {at} has {len(row)} tokens but the model's context is {longest}. "
+                "Positions beyond it were never trained. Shorten the prompt."
             )
     return rows
 

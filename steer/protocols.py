@@ -73,7 +73,7 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     eos_token_id: int | None
 
-    def __call__(self, text: list[str], *, padding: bool = False) -> Any:  # noqa: ANN401
+    def __call__(self, text: list[str], *, padding: bool = False) -> Any:
         """Return the encoding of several strings."""
         ...
 

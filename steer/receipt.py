@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Line:
-    """What one intervention did. All tensors [batch] over the rows of the user's batch, on the host.
+    """What one intervention did. All tensors are [batch], over the user's rows, on the host.
 
     With beams or several return sequences a row counts the tokens of all its copies.
     """

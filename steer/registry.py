@@ -1,4 +1,4 @@
-"""The hook registry: the only place that registers hooks, shadows `generate`, or knows who is attached.
+"""The hook registry: the only place that registers hooks or shadows `generate`.
 
 Hooks are reference-counted and read a ContextVar, so that threads and tasks are independent: a call
 in a context without a plan passes through them untouched. They accept both calling conventions of
@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steer.bookkeeping import Pass, Sequences
 from steer.context import (
     ATTACHED,
     PASS,
@@ -31,7 +32,6 @@ from steer.interventions.plans import Plan
 from steer.models.layout import Layout, Tap
 from steer.module_io import first_tensor, tensor_of, with_tensor
 from steer.passes import open_pass
-from steer.running import Pass, Sequences
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
 from steer.wiring import Key, Wiring, wire
@@ -118,7 +118,7 @@ class HookRegistry:
         return Run(self, self.wire(plan), {})
 
     def taking(self, plan: Plan, takers: Sequence[tuple[AnySite, Taker]]) -> Run:
-        """Return a context manager that also hands out the tensors of some sites after all edits."""
+        """Return a context manager that also hands out some sites' tensors, after all edits."""
         found: dict[Key, list[tuple[AnySite, Tap, Taker]]] = {}
         for site, taker in takers:
             tap = self.layout.tap(site)
@@ -189,11 +189,11 @@ class HookRegistry:
         return module.register_forward_hook(self._output_hook(key), with_kwargs=True)
 
     def runs(self) -> tuple[Run, ...]:
-        """Return what is attached here: for the whole model first, then this context, outer first."""
+        """Return what is attached here: for the whole model, then in this context, outer first."""
         here = tuple(r for r in ATTACHED.get() if r.registry is self and r.open)
         return self._everywhere + here
 
-    def _open_hook(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:  # noqa: ANN401
+    def _open_hook(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         runs = self.runs()
         if not runs:
             return
@@ -211,7 +211,7 @@ class HookRegistry:
         PASS.set({**PASS.get(), id(self): now})
 
     def _input_hook(self, key: Key) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:  # noqa: ANN401
+        def hook(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
             runs, now = self.runs(), PASS.get().get(id(self))
             if not runs or now is None:
                 return None
@@ -227,7 +227,7 @@ class HookRegistry:
         return hook
 
     def _output_hook(self, key: Key) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:  # noqa: ANN401
+        def hook(_: nn.Module, _args: tuple[Any, ...], *rest: Any) -> Any:
             runs, now = self.runs(), PASS.get().get(id(self))
             if not runs or now is None:
                 return None
@@ -293,9 +293,9 @@ class HookRegistry:
                 "other code. Replacing it would break that code when the plan leaves. Remove it "
                 "(del model.generate) and attach again."
             )
-        original = self.model.generate
+        original = cast("Callable[..., Any]", self.model.generate)
 
-        def generate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def generate(*args: Any, **kwargs: Any) -> Any:
             runs = self.runs()
             if not runs:
                 return original(*args, **kwargs)

@@ -33,7 +33,7 @@ Component = Literal[
 
 COMPONENTS: tuple[str, ...] = get_args(Component)
 HEADED = frozenset({"q", "k", "v", "z", "pattern"})
-"""Components with a head axis: [batch, pos, head, d_head] ([batch, head, query, key] for pattern)."""
+"""Components with heads: [batch, pos, head, d_head]; pattern is [batch, head, query, key]."""
 
 OUTSIDE_BLOCKS = frozenset({"embed", "ln_final", "logits"})
 _NAME = re.compile(

@@ -38,7 +38,7 @@ class Step:
 
     @property
     def generated(self) -> Tensor:
-        """[row, pos] bool: tokens after the prompt (all False where the prompt's end is unknown)."""
+        """[row, pos] bool: tokens after the prompt; all False where its end is unknown."""
         if self.prompt_lengths is None:
             return torch.zeros_like(self.positions, dtype=torch.bool)
         return self.positions >= self.prompt_lengths[:, None]

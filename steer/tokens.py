@@ -58,7 +58,7 @@ class Prompt:
         beyond = self.lengths[:, None] + torch.arange(first - width, first - width + n_beyond)
         return torch.cat([inside, beyond], dim=1) if inside.shape[1] else beyond
 
-    def memo(self, key: object, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def memo(self, key: object, compute: Callable[[], Any]) -> Any:
         """Return the remembered answer for a key, computed the first time."""
         if key not in self.found:
             self.found[key] = compute()

@@ -143,7 +143,7 @@ def _grouped(plan: Plan) -> list[tuple[Intervention, Tensor | None]]:
     return grouped
 
 
-class _blame:  # noqa: N801 - reads as a statement
+class _blame:
     """Say which intervention of the plan an error is about."""
 
     def __init__(self, item: Intervention, place: int) -> None:

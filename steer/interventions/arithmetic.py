@@ -82,8 +82,8 @@ def as_vector(values: Tensor, what: str) -> Tensor:
     vector = torch.as_tensor(values).detach()
     if vector.ndim != 1:
         raise WidthMismatch(
-            f"{what} has shape {tuple(vector.shape)}, but it is one direction [d_model]. Choose one "
-            "row, or use one intervention for each direction (steer.Rows for one per row)."
+            f"{what} has shape {tuple(vector.shape)}, but it is one direction [d_model]. Choose "
+            "one row, or use one intervention for each direction (steer.Rows for one per row)."
         )
     return require_finite(vector, what)
 
@@ -126,7 +126,7 @@ def scaled(h: Tensor, delta: Tensor, strength: Strength, step: Step) -> Tensor:
     """Return h + strength * delta, selecting the untouched bits where the strength is 0."""
     if isinstance(strength, Relative):
         strength = strength.multiple
-    if isinstance(strength, float):
+    if not isinstance(strength, Tensor):
         return h if strength == 0 else add_delta(h, delta if strength == 1 else strength * delta)
     amount = step.of_row(strength, h).to(delta.dtype)
     return torch.where(amount == 0, h, add_delta(h, amount * delta))

@@ -22,8 +22,8 @@ from steer.sites import AnySite
 from steer.step import Step
 
 Mode = Literal["replace", "transport"]
-"""replace writes the point and keeps what is off the subspace; transport adds the difference of two
-points of the manifold, keeps what is off the manifold too, and is plain addition where it is flat."""
+"""replace writes the point and keeps what is off the subspace; transport adds the difference of
+two points, keeps what is off the manifold too, and is plain addition where the manifold is flat."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -204,8 +204,8 @@ def as_coordinates(u: float | Tensor, manifold: Manifold, owner: str) -> float |
 def coordinates_of(u: float | Tensor, manifold: Manifold, step: Step, x: Tensor) -> Tensor:
     """Return coordinates for each token: x.shape[:-1], with [dim] appended where dim > 1."""
     shape = x.shape[:-1] if manifold.dim == 1 else (*x.shape[:-1], manifold.dim)
-    if isinstance(u, float):
-        return torch.full(shape, u, dtype=x.dtype, device=x.device)
+    if not isinstance(u, Tensor):
+        return torch.full(shape, float(u), dtype=x.dtype, device=x.device)
     u = u.to(x.dtype)
     if manifold.dim == 1:
         return step.of_row(u, x[..., 0]).expand(shape)
@@ -232,4 +232,4 @@ def manifold_width(manifold: Manifold) -> dict[str, int]:
 
 def show(u: float | Tensor) -> str:
     """Print coordinates briefly."""
-    return f"{u:.4g}" if isinstance(u, float) else f"{list(u.shape)}"
+    return f"{list(u.shape)}" if isinstance(u, Tensor) else f"{u:.4g}"

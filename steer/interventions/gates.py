@@ -146,7 +146,7 @@ class Monitor(Recipe):
         """Which tokens it reads."""
         return self.read.scope
 
-    def edit(self, h: Tensor, step: Step) -> Tensor:
+    def edit(self, h: Tensor, step: Step) -> Tensor:  # noqa: ARG002 - every edit is given one
         """Return h itself."""
         return h
 

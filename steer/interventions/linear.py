@@ -161,7 +161,7 @@ class Clamp(Recipe):
         """Return h moved along the direction to the target coordinate."""
         basis = self.direction[None]
         now = coordinates(h, basis)
-        to = self.to if isinstance(self.to, float) else step.of_row(self.to, h).to(now.dtype)
+        to = step.of_row(self.to, h).to(now.dtype) if isinstance(self.to, Tensor) else self.to
         return scaled(h, within(to - now, basis), self.strength, step)
 
     def row_counts(self) -> Mapping[str, int]:
@@ -174,7 +174,7 @@ class Clamp(Recipe):
 
     def __repr__(self) -> str:
         """Say where and to what."""
-        to = f"{self.to:.4g}" if isinstance(self.to, float) else f"[{self.to.shape[0]} rows]"
+        to = f"[{self.to.shape[0]} rows]" if isinstance(self.to, Tensor) else f"{self.to:.4g}"
         return describe(self, to=to)
 
 
@@ -196,7 +196,7 @@ class Scale(Recipe):
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return the scaled tensor."""
         x = precise(h)
-        if isinstance(self.factor, float):
+        if not isinstance(self.factor, Tensor):
             delta = (self.factor - 1.0) * x
         else:
             delta = (step.of_row(self.factor, h).to(x.dtype) - 1.0) * x
@@ -253,7 +253,7 @@ class Rotate(Recipe):
         turn = torch.ones((), dtype=c.dtype, device=c.device)
         for part in (self.angle, self.strength):
             assert not isinstance(part, Relative)
-            turn = turn * (part if isinstance(part, float) else step.of_row(part, h).to(c.dtype))
+            turn = turn * (step.of_row(part, h).to(c.dtype) if isinstance(part, Tensor) else part)
         cos, sin = turn.cos(), turn.sin()
         x, y = c[..., :1], c[..., 1:]
         delta = torch.cat([(cos - 1) * x - sin * y, sin * x + (cos - 1) * y], dim=-1)

@@ -25,7 +25,9 @@ from steer.step import Step
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Patch(Recipe):
-    """Replace what is at a site by a source: activation patching (Vig et al. 2020; Meng et al. 2022).
+    """Replace what is at a site by a source: activation patching.
+
+    Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
 
     A whole replacement selects the source's bits (cast to the model's dtype). With `subspace`, only
     the part within those directions is exchanged, h + V^T V (source - h), and the rest of h is kept
@@ -44,7 +46,7 @@ class Patch(Recipe):
 
     kind: ClassVar[str] = "steer.Patch"
     site: AnySite
-    source: Tensor
+    source: Tensor | Activations
     subspace: Tensor | None = None
     scope: Scope = ALL
     counts: Tensor | None = None
@@ -79,13 +81,13 @@ class Patch(Recipe):
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return the source, token by token."""
-        new = self._values(h, step)
+        new = self._values(step)
         if self.subspace is None:
             return new.to(h.dtype).expand_as(h)
         change = coordinates(new, self.subspace) - coordinates(h, self.subspace)
         return add_delta(h, within(change.to(precise(h).dtype), self.subspace))
 
-    def _values(self, h: Tensor, step: Step) -> Tensor:
+    def _values(self, step: Step) -> Tensor:
         lead = self.source.ndim - self._trailing()
         if lead == 0:
             return self.source

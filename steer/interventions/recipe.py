@@ -92,7 +92,7 @@ class Shared:
     __slots__ = ()
 
 
-def _moved_fields(value: Any, device: torch.device, seen: dict[int, object]) -> object:  # noqa: ANN401
+def _moved_fields(value: Any, device: torch.device, seen: dict[int, object]) -> object:
     changed = {}
     for f in fields(value):
         if not f.init:

@@ -74,6 +74,7 @@ def pattern(
     query_positions: Tensor,
     key_positions: Tensor,
     key_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return softmax(scaling * q k^T + mask) as [batch, head, query, key], in q's dtype.
 
@@ -81,9 +82,12 @@ def pattern(
     for k, from the cache). Positions are [batch or 1, pos] and say who comes before whom;
     `key_mask` is [batch, key], False for padding. A query that may see no key (padding itself)
     has the uniform pattern that the kernels give it.
+
+    Scores are made in `dtype`: the fused kernels use fp32, the eager ones the model's own, which
+    moves weights by half where scores reach hundreds (Qwen 2.5 in bfloat16).
     """
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.transpose(-1, -2)
+    shared = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q.to(dtype) @ shared.to(dtype).transpose(-1, -2)
     if facts.alibi:
         scores = scores + facts.alibi * _alibi(q.shape[1], key_positions, scores)
     scores = scores * facts.scaling[layer]

@@ -28,6 +28,8 @@ _EXACT = 4.0
 """Sums: this many units of the dtype's rounding, relative to the largest term of the token."""
 _CALLED = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """A module called again on the same input: relative to the token's largest entry."""
+_MIXED = 2e-2
+"""z against the recomputed pattern times v: kernels differ in TF32 and in half precision."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +141,7 @@ def _faults(found: _Pass) -> Iterator[str]:
     """Yield every identity that does not hold, outermost first."""
     early = [*_shape_faults(found), *_finite_faults(found)]
     yield from early
-    if early:
+    if early:  # the identities below would only repeat it, less clearly
         return
     yield from _chain_faults(found)
     for layer in checked_layers(found.layout):
@@ -188,7 +190,7 @@ def _difference(name: str, left: Tensor, right: Tensor, *terms: Tensor, exact: b
     size = torch.stack([t.float().abs().amax(-1).to(left.device) for t in (left, right, *terms)])
     error = (left - right).abs().amax(-1) / size.amax(0).clamp_min(1e-12)
     worst = float(error.max())
-    limit = _EXACT * torch.finfo(coarse).eps if exact else _CALLED[coarse]
+    limit = _EXACT * torch.finfo(coarse).eps if exact else _CALLED.get(coarse, 6e-2)
     if worst <= limit:
         return None
     return f"{name}: the two sides differ by {worst:.2g} of their size ({limit:.2g} is rounding)"
@@ -272,12 +274,23 @@ def _head_faults(found: _Pass, layer: int) -> Iterator[str]:
     positions = torch.arange(z.shape[1], device=z.device)[None]
     q, k = found.value("q", layer), found.value("k", layer)
     q, k = rotated(found.model, facts, layer, q, k, positions)
-    weights = pattern(facts, layer, q, k, query_positions=positions, key_positions=positions)
     shared = v.repeat_interleave(z.shape[2] // v.shape[2], dim=2)
-    mixed = torch.einsum("bhqk,bkhd->bqhd", weights, shared)
-    fault = _difference(f"{Site(layer, 'z')} = pattern of q and k, times v", z, mixed, exact=False)
-    if fault:
-        yield fault
+    errors = []
+    # Fused kernels keep scores in fp32, eager ones in the model's dtype: either may be in use.
+    for dtype in (torch.float32, q.dtype):
+        weights = pattern(
+            facts, layer, q, k, query_positions=positions, key_positions=positions, dtype=dtype
+        )
+        mixed = torch.einsum("bhqk,bkhd->bqhd", weights, shared)
+        error = (z - mixed).float().abs().amax(-1) / shared.float().abs().amax((1, 3))[:, None]
+        # Where scores reach thousands one rounding of them moves a token's weights by half, so in
+        # half precision a kernel may differ in some tokens and heads; wrong q or k differs in most.
+        errors.append(float(error.max() if z.dtype == torch.float32 else error.median()))
+    if min(errors) > _MIXED:
+        yield (
+            f"{Site(layer, 'z')} = pattern of q and k, times v: the two sides differ by "
+            f"{min(errors):.2g} of their size ({_MIXED:.2g} is rounding)"
+        )
 
 
 def _read_faults(found: _Pass, layer: int) -> Iterator[str]:

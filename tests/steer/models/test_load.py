@@ -54,7 +54,7 @@ def test_an_integer_dtype_is_refused() -> None:
 
 
 def test_a_folder_loads_with_its_own_weights_in_fp32_on_a_cpu(folder: Path) -> None:
-    original = tiny("tiny-llama")[0]
+    original: Any = tiny("tiny-llama")[0]
     original.to(torch.bfloat16).save_pretrained(folder)
     loaded = load_model(folder, device="cpu")
     assert loaded.model.dtype == torch.float32
@@ -92,13 +92,14 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(folder: Path) -> No
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     loaded = load_model(folder, device="cpu")
+    model: Any = loaded.model
     assert loaded.tokenizer.pad_token == loaded.tokenizer.eos_token
-    assert len(loaded.tokenizer) == loaded.model.config.vocab_size
-    assert loaded.model.get_input_embeddings().weight.shape[0] == len(loaded.tokenizer)
+    assert len(loaded.tokenizer) == model.config.vocab_size
+    assert model.get_input_embeddings().weight.shape[0] == len(loaded.tokenizer)
     batch = loaded.tokenizer(["a", "b c"], padding=True, return_tensors="pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded.model.generate(**batch, max_new_tokens=2)
+        model.generate(**batch, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,8 @@ def test_a_device_map_that_offloads_to_disk_is_refused(folder: Path) -> None:
 def test_wrap_refuses_offloaded_and_meta_models() -> None:
     model, tokenizer = tiny("tiny-llama")
     with pytest.raises(UnsupportedModel, match="tensors on the meta device"):
-        wrap_model(cpu_offload(model, execution_device=torch.device("cpu")), tokenizer)
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        wrap_model(model, tokenizer)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(tiny("tiny-gpt2")[0].config)
     with pytest.raises(UnsupportedModel, match=r"tiny-gpt2 has .*transformer\.wte\.weight"):
@@ -233,7 +235,8 @@ def test_wrap_changes_nothing() -> None:
 def test_wrap_takes_a_lora_model_as_it_is() -> None:
     model, tokenizer = tiny("tiny-llama")
     before = weight_hash(model)
-    lora = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    lora: Any = get_peft_model(model, adapter)
     loaded = wrap_model(lora, tokenizer)
     assert loaded.model is lora
     assert loaded.provenance.name == "tiny-llama"
@@ -300,7 +303,8 @@ def test_meta_weights_cannot_be_hashed() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_default_is_cuda_in_the_stored_dtype(folder: Path) -> None:
-    tiny("tiny-llama")[0].to(torch.bfloat16).save_pretrained(folder)
+    model: Any = tiny("tiny-llama")[0]
+    model.to(torch.bfloat16).save_pretrained(folder)
     loaded = load_model(folder)
     assert loaded.model.device.type == "cuda"
     assert loaded.model.dtype == torch.bfloat16
@@ -309,5 +313,5 @@ def test_on_a_gpu_the_default_is_cuda_in_the_stored_dtype(folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_the_weight_hash_is_the_same_on_a_gpu() -> None:
-    model = tiny("tiny-llama")[0]
+    model: Any = tiny("tiny-llama")[0]
     assert weight_hash(model) == weight_hash(model.cuda())

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from steer.errors import ModelNotFound
 from steer.models.tiny import TINY, tiny
-from steer.models.tiny_tokenizer import COMMON, MONTHS, WEEKDAYS, tiny_tokenizer
+from steer.models.tiny_tokenizer import BOS, COMMON, EOS, MONTHS, PAD, WEEKDAYS, tiny_tokenizer
 
 PROMPT = "January, February, March, and it was the day after Monday that he"
 
@@ -92,7 +93,7 @@ def test_every_head_and_mlp_moves_the_logits(name: str) -> None:
             if "norm" in type(child).__name__.lower() or not list(child.parameters()):
                 continue
 
-            def silence(_m: nn.Module, _a: tuple, out: object) -> object:
+            def silence(_m: nn.Module, _a: tuple, out: Any) -> Any:
                 if isinstance(out, tuple):
                     return (torch.zeros_like(out[0]), *out[1:])
                 return torch.zeros_like(out)
@@ -115,6 +116,7 @@ def test_the_first_token_matters_to_the_last(name: str) -> None:
 
 
 def test_greedy_text_runs_to_its_full_length_and_varies(name: str) -> None:
+    model: Any
     model, tokenizer = tiny(name)
     inputs = tokenizer([PROMPT], return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=64, do_sample=False)
@@ -189,8 +191,9 @@ def test_no_bos_is_added_and_special_tokens_are_single() -> None:
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
     ]
-    ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    assert len(ids) == 3
+    ids = tokenizer.convert_tokens_to_ids([PAD, BOS, EOS])
+    assert ids == [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert ids == [0, 1, 2]
 
 
 def test_padding_uses_the_pad_token_and_masks_it() -> None:

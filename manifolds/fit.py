@@ -302,7 +302,7 @@ def _explained(centroids: Tensor, subspace: Subspace) -> float:
     """Return the share of the variance between classes that lies on the subspace."""
     away = centroids - centroids.mean(0)
     within = away @ subspace.basis.to("cpu", torch.float64).T
-    return float(within.square().sum() / away.square().sum())
+    return min(1.0, float(within.square().sum() / away.square().sum()))
 
 
 def _residual_kept(points: Tensor, classes: Classes, subspace: Subspace) -> float | None:

@@ -63,14 +63,18 @@ def _nearest_chunk(
         low, high = torch.where(slope <= 0, u, low), torch.where(slope >= 0, u, high)
         step = u - slope / curvature
         u = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-    squared = (jet(u).value - target[:, None]).square().sum(-1)
-    best = u.gather(1, squared.argmin(1, keepdim=True))[:, 0]
+    # Squared distances relative to the first candidate's, factored: float32 would lose the
+    # difference of two squares for a target far away, as the first token's state is.
+    at = jet(u).value
+    closer = ((at - at[:, :1]) * (at + at[:, :1] - 2 * target[:, None])).sum(-1)
+    best = u.gather(1, closer.argmin(1, keepdim=True))[:, 0]
     return torch.where(torch.isfinite(target).all(-1), best, torch.full_like(best, torch.nan))
 
 
 def _local_minima(target: Tensor, points: Tensor, *, closed: bool) -> Tensor:
     """Return the grid indices [row, candidate] of the best local minima of the distance."""
-    squared = points.square().sum(-1) - 2 * target @ points.T
+    with torch.autocast(target.device.type, enabled=False):
+        squared = points.square().sum(-1) - 2 * target @ points.T
     if closed:
         left, right = squared.roll(1, -1), squared.roll(-1, -1)
     else:

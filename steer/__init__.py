@@ -13,6 +13,8 @@ did. `save` and `load_artifact` keep any of these values.
 from steer.activations import Activations as Activations
 from steer.artifacts import load_artifact as load_artifact
 from steer.artifacts import save as save
+from steer.check import CheckReport as CheckReport
+from steer.check import check as check
 from steer.errors import ModelNotFound as ModelNotFound
 from steer.errors import NeverFired as NeverFired
 from steer.errors import PlanError as PlanError

@@ -7,12 +7,13 @@ computed unless logits are asked for, and then only at the columns in scope.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from steer.activations import Activations
+from steer.attention import is_pattern, queries_last, takers_for
 from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError
 from steer.interventions.plans import Plan
@@ -98,7 +99,8 @@ def capture_rows(
     if not sites:
         raise PlanError("No site to capture. Name at least one: [steer.Site(12, 'resid_post')].")
     taken = Taken(scope, _last(registry, sites, plan))
-    run = registry.taking(plan, [(site, taken.take) for site in sites])
+    longest = max(len(row) for row in rows)
+    run = registry.taking(plan, takers_for(registry, sites, taken.take, longest))
     want_logits = any(isinstance(s, Site) and s.component == "logits" for s in sites)
     through = (
         _through_root(run.work.wiring.taps)
@@ -117,7 +119,12 @@ def capture_rows(
                 keep = columns_in(scope, sequences, registry)
             with registry.sequences(sequences):
                 call_model(registry, ids, mask, keep=keep, root=through)
-    return taken.assembled(sites, len(rows)), run.receipt
+    acts = taken.assembled(sites, len(rows))
+    if any(is_pattern(site) for site in sites):
+        single = acts.mask is None
+        turned = {site: queries_last(v, site, single=single) for site, v in acts.values.items()}
+        acts = replace(acts, values=turned)
+    return acts, run.receipt
 
 
 def _through_root(taps: Mapping[AnySite, object]) -> bool:

@@ -31,7 +31,9 @@ Taker = Callable[[AnySite, Tensor, Pass], None]
 
 ATTACHED: ContextVar[tuple["Run", ...]] = ContextVar("steer_attached", default=())
 SEQUENCES: ContextVar[dict[int, Sequences]] = ContextVar("steer_sequences", default={})  # noqa: B039
-PASS: ContextVar[dict[int, Pass]] = ContextVar("steer_pass", default={})  # noqa: B039
+InProgress = tuple[Pass, tuple["Run", ...]]
+PASS: ContextVar[dict[int, InProgress]] = ContextVar("steer_pass", default={})  # noqa: B039
+"""By registry: the pass in progress, and the runs that it began with: no other may act in it."""
 BOUND: ContextVar[bool] = ContextVar("steer_bound", default=False)
 
 
@@ -45,8 +47,13 @@ class Run:
         takers: dict[Key, tuple[tuple[AnySite, Tap, Taker], ...]],
         *,
         everywhere: bool = False,
+        hosted: bool = False,
     ) -> None:
-        """Hold a wired plan; nothing is registered until it is entered."""
+        """Hold a wired plan; nothing is registered until it is entered.
+
+        `hosted`: another library's hooks serve the taps (`steer.interop`); only the passes are
+        opened by a hook of ours.
+        """
         self.registry = registry
         self.work = Work(wiring)
         self.takers = takers
@@ -59,7 +66,7 @@ class Run:
         self._generator: FrameType | None = None
         self._bound_calls = 0
         inputs = tuple((base, "input") for base in self.bases)
-        wanted = dict.fromkeys((*wiring.ops, *takers, *inputs))
+        wanted = () if hosted else dict.fromkeys((*wiring.ops, *takers, *inputs))
         self._keys = ((registry.layout.stack, "open"), *wanted)
 
     @property
@@ -86,7 +93,11 @@ class Run:
 
     def __enter__(self) -> "Run":
         """Attach."""
-        self._generator = entering_generator(sys._getframe(1))
+        return self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType | None) -> "Run":
+        """Attach on behalf of the code of a frame."""
+        self._generator = entering_generator(frame)
         self.start()
         return self
 

@@ -1,6 +1,7 @@
 """Prompts in, rows of token ids out: strings, ids, encodings or chats, checked at the edge."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def as_rows(
     if isinstance(prompts, BatchEncoding | Mapping):
         rows = _of_encoding(prompts)
     elif isinstance(prompts, Tensor):
-        rows = [[int(i) for i in row] for row in prompts]
+        rows = [[int(i) for i in row] for row in prompts.tolist()]
     else:
         rows = [_row(prompt, tokenizer) for prompt in prompts]
     if not rows:
@@ -71,7 +72,7 @@ def _row(prompt: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return list(
             tokenizer(render_chat(prompt, tokenizer), add_special_tokens=False)["input_ids"]
         )  # type: ignore[arg-type]
-    return [int(i) for i in prompt]
+    return [int(cast("int", i)) for i in prompt]
 
 
 def render_chat(messages: object, tokenizer: PreTrainedTokenizerBase) -> str:

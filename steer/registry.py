@@ -9,7 +9,7 @@ removed by another thread in between is called without keywords.
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,6 +35,10 @@ from steer.passes import open_pass
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
 from steer.wiring import Key, Wiring, wire
+
+
+SHADOWS = threading.Lock()
+"""Guards what registries of one model share: its shadowed `generate`."""
 
 
 class HookRegistry:
@@ -159,7 +163,8 @@ class HookRegistry:
                         handle = self._register(key)
                     self._handles[key] = (handle, count + 1)
                     done.append(key)
-                self._shadow()
+                with SHADOWS:
+                    self._shadow()
             except BaseException:
                 self._release(done)
                 raise
@@ -168,7 +173,8 @@ class HookRegistry:
         """Drop one reference to each hook; remove those without any."""
         with self.lock:
             self._release(keys)
-            self._unshadow()
+            with SHADOWS:
+                self._unshadow()
 
     def _release(self, keys: Sequence[Key]) -> None:
         for key in keys:
@@ -196,6 +202,7 @@ class HookRegistry:
     def _open_hook(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         runs = self.runs()
         if not runs:
+            self._forget()
             return
         kwargs = rest[0] if rest else {}
         refuse_checkpointing(self.model, module)
@@ -208,11 +215,20 @@ class HookRegistry:
         now, _ = open_pass(args, kwargs, sequences, self.decode)
         for run in runs:
             run.work.begin(now)
-        PASS.set({**PASS.get(), id(self): now})
+        PASS.set({**PASS.get(), id(self): (now, runs)})
+
+    def _forget(self) -> None:
+        # A plan for the whole model may arrive in the middle of this pass: it waits for the next.
+        if id(self) in PASS.get():
+            PASS.set({key: v for key, v in PASS.get().items() if key != id(self)})
+
+    def _now(self) -> tuple[Pass | None, tuple[Run, ...]]:
+        now, runs = PASS.get().get(id(self), (None, ()))
+        return now, tuple(run for run in runs if run.open)
 
     def _input_hook(self, key: Key) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
-            runs, now = self.runs(), PASS.get().get(id(self))
+            now, runs = self._now()
             if not runs or now is None:
                 return None
             kwargs = rest[0] if rest else {}
@@ -228,7 +244,7 @@ class HookRegistry:
 
     def _output_hook(self, key: Key) -> Callable[..., Any]:
         def hook(_: nn.Module, _args: tuple[Any, ...], *rest: Any) -> Any:
-            runs, now = self.runs(), PASS.get().get(id(self))
+            now, runs = self._now()
             if not runs or now is None:
                 return None
             output = rest[-1]
@@ -286,6 +302,10 @@ class HookRegistry:
         self._shadows += 1
         if self._shadows > 1 or not callable(getattr(self.model, "generate", None)):
             return
+        ours = getattr(self.model.__dict__.get("generate"), "registries", None)
+        if ours is not None:
+            ours.append(self)
+            return
         if "generate" in self.model.__dict__:
             self._shadows -= 1
             raise UnsupportedModel(
@@ -294,28 +314,40 @@ class HookRegistry:
                 "(del model.generate) and attach again."
             )
         original = cast("Callable[..., Any]", self.model.generate)
+        registries = [self]  # one model may be wrapped twice: they share the shadow
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            runs = self.runs()
-            if not runs:
+            working = [each for each in tuple(registries) if each.runs()]
+            with ExitStack() as rows:
+                for each in working:
+                    kwargs = each._declare(rows, args, kwargs)
                 return original(*args, **kwargs)
-            sequences, asked = sequences_of_generate(self.model, args, kwargs)
-            declared = SEQUENCES.get().get(id(self))
-            if declared is not None and declared.generating:
-                sequences = replace(sequences, row_ids=declared.row_ids, n_rows=declared.n_rows)
-            for run in runs:
-                refuse_generation(run.work.wiring, sequences, asked, self.decode)
-            with self.sequences(sequences):
-                return original(*args, **asked.without_compilation(kwargs))
 
         generate.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         generate.__doc__ = original.__doc__
+        generate.registries = registries  # type: ignore[attr-defined]
         self.model.__dict__["generate"] = generate
+
+    def _declare(
+        self, rows: ExitStack, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        sequences, asked = sequences_of_generate(self.model, args, kwargs)
+        declared = SEQUENCES.get().get(id(self))
+        if declared is not None and declared.generating:
+            sequences = replace(sequences, row_ids=declared.row_ids, n_rows=declared.n_rows)
+        for run in self.runs():
+            refuse_generation(run.work.wiring, sequences, asked, self.decode)
+        rows.enter_context(self.sequences(sequences))
+        return asked.without_compilation(kwargs)
 
     def _unshadow(self) -> None:
         self._shadows -= 1
-        if self._shadows == 0:
-            self.model.__dict__.pop("generate", None)
+        ours = getattr(self.model.__dict__.get("generate"), "registries", None)
+        if self._shadows or ours is None:
+            return
+        ours.remove(self)
+        if not ours:
+            del self.model.__dict__["generate"]
 
 
 def last_columns(now: Pass, keep: int | Tensor, value: Tensor) -> Pass:

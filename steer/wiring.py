@@ -97,6 +97,7 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
             items.append(item)
         with _blame(item, place):
             for site in _sites(item):
+                refuse_pattern(site)
                 taps.setdefault(site, layout.tap(site))
             _check_widths(item, layout)
             _check_order(item)
@@ -156,6 +157,19 @@ class _blame:
         if isinstance(error, SteerError):
             what = f"Intervention {self.place} of the plan, {self.item!r}: {error}"
             raise type(error)(what) from None
+
+
+def refuse_pattern(site: AnySite) -> None:
+    """Refuse to write an attention pattern.
+
+    Raises:
+        PlanError: says what to edit instead.
+    """
+    if isinstance(site, Site) and site.component == "pattern":
+        raise PlanError(
+            f"{site} can be read by lm.capture but not written: the fused kernel makes it inside "
+            "and takes no weights. Edit q or k before it, or z after it."
+        )
 
 
 def _sites(item: Intervention) -> list[AnySite]:

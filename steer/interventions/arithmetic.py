@@ -20,10 +20,12 @@ class Relative:
     """A strength in multiples of each token's own norm; the direction counts as a unit vector."""
 
     kind: ClassVar[str] = "steer.Relative"
-    multiple: float
+    multiple: int | float
 
 
-Strength = float | Tensor | Relative
+Number = int | float
+"""Both spelled out: run-time shape checks do not take an int for a float."""
+Strength = Number | Tensor | Relative
 
 
 def precise(x: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def as_strength(value: float | Tensor | Relative, owner: str) -> Strength:
+def as_strength(value: Number | Tensor | Relative, owner: str) -> Strength:
     """Return a checked strength: a number, or one per row of the batch.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steer.errors import PlanError
-from steer.interventions.arithmetic import Strength, precise, require_finite, scaled
+from steer.interventions.arithmetic import Number, Strength, precise, require_finite, scaled
 from steer.interventions.linear import no_relative
 from steer.interventions.recipe import Recipe, batch_length
 from steer.protocols import Manifold
@@ -45,7 +45,7 @@ class MoveTo(Recipe):
     kind: ClassVar[str] = "steer.MoveTo"
     site: AnySite
     manifold: Manifold
-    u: float | Tensor
+    u: Number | Tensor
     mode: Mode = "replace"
     strength: Strength = 1.0
     scope: Scope = OUTPUT
@@ -96,7 +96,7 @@ class MoveAlong(Recipe):
     kind: ClassVar[str] = "steer.MoveAlong"
     site: AnySite
     manifold: Manifold
-    by: float | Tensor
+    by: Number | Tensor
     mode: Mode = "transport"
     strength: Strength = 1.0
     scope: Scope = OUTPUT
@@ -181,7 +181,7 @@ def check_mode(mode: str, owner: str) -> None:
         )
 
 
-def as_coordinates(u: float | Tensor, manifold: Manifold, owner: str) -> float | Tensor:
+def as_coordinates(u: Number | Tensor, manifold: Manifold, owner: str) -> float | Tensor:
     """Return a float, [dim], [batch] or [batch, dim]: finite, detached.
 
     Raises:
@@ -201,7 +201,7 @@ def as_coordinates(u: float | Tensor, manifold: Manifold, owner: str) -> float |
     return values[:, 0] if manifold.dim == 1 and values.ndim == 2 else values
 
 
-def coordinates_of(u: float | Tensor, manifold: Manifold, step: Step, x: Tensor) -> Tensor:
+def coordinates_of(u: Number | Tensor, manifold: Manifold, step: Step, x: Tensor) -> Tensor:
     """Return coordinates for each token: x.shape[:-1], with [dim] appended where dim > 1."""
     shape = x.shape[:-1] if manifold.dim == 1 else (*x.shape[:-1], manifold.dim)
     if not isinstance(u, Tensor):
@@ -218,7 +218,7 @@ def still(by: Tensor, manifold: Manifold) -> Tensor:
     return zero[..., None] if manifold.dim == 1 else zero.all(-1, keepdim=True)
 
 
-def coordinate_rows(name: str, u: float | Tensor, manifold: Manifold) -> dict[str, int]:
+def coordinate_rows(name: str, u: Number | Tensor, manifold: Manifold) -> dict[str, int]:
     """Return the length of coordinates that are given per row."""
     per_row = isinstance(u, Tensor) and u.ndim == (1 if manifold.dim == 1 else 2)
     return {name: u.shape[0]} if per_row and isinstance(u, Tensor) else {}
@@ -230,6 +230,6 @@ def manifold_width(manifold: Manifold) -> dict[str, int]:
     return {} if width is None else {"the manifold": width}
 
 
-def show(u: float | Tensor) -> str:
+def show(u: Number | Tensor) -> str:
     """Print coordinates briefly."""
     return f"{list(u.shape)}" if isinstance(u, Tensor) else f"{u:.4g}"

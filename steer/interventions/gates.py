@@ -80,7 +80,7 @@ class When(Recipe):
     kind: ClassVar[str] = "steer.When"
     read: Read
     inner: Intervention
-    above: float = 0.5
+    above: int | float = 0.5
     latch: Latch = "prompt"
 
     def __post_init__(self) -> None:

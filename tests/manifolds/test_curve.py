@@ -133,6 +133,28 @@ def test_half_precision_states_are_handled_in_float32(dtype: torch.dtype) -> Non
     assert torch.equal(ring.project(h), ring.project(h.float()))
 
 
+def test_states_a_thousand_times_as_long_are_still_told_apart_in_float32() -> None:
+    # The first token of a row is such a state: its norm is a hundred times that of the others.
+    angle = torch.arange(12, dtype=torch.float64) * 2 * math.pi / 12
+    x = torch.stack([5 * angle.cos(), 5 * angle.sin(), (3 * angle).cos()], 1)
+    exact = manifolds.fit_curve(x, range(12), period=12)
+    ring = exact.to("cpu", torch.float32)
+    far = 5000 * torch.randn(300, 3, generator=torch.Generator().manual_seed(4))
+    chosen = exact.decode(ring.encode(far).double())
+    least = (exact.project(far.double()) - far.double()).norm(dim=1)
+    # 5e-3: of distances of 5000, in which float32 has steps of 5e-4.
+    assert ((chosen - far.double()).norm(dim=1) - least).max() < 5e-3
+
+
+def test_autocast_does_not_change_the_coordinate() -> None:
+    ring = _months().to("cpu", torch.float32)
+    h = 2 + 3 * torch.randn(30, 8, generator=torch.Generator().manual_seed(2))
+    plain = ring.encode(h)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ring.encode(h), plain)
+        assert torch.equal(ring.project(h), ring.decode(plain))
+
+
 def test_decode_is_differentiable_with_the_tangent_as_its_slope() -> None:
     ring = _months()
     u = torch.tensor(4.3, dtype=torch.float64)

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steer.errors import ModelNotFound
 from steer.models import embedded
-from steer.models.embedded import EMBEDDED, GEMMA3, Embedded, Licence, cache_root, cached_folder
+from steer.models.embedded import cache_root, cached_folder
 from steer.models.load import load_model
+from steer.models.pinned import EMBEDDED, GEMMA3, Embedded, Licence
 from steer.models.provenance import Wheel, weight_hash
 from steer.models.tiny import tiny
 from steer.models.tiny_tokenizer import BOS, EOS, PAD
@@ -57,6 +58,8 @@ class Store:
 
 def write_gguf(path: Path) -> None:
     """Write tiny-llama as llama.cpp's own converter would: fp32, q and k rows interleaved."""
+    model: Any
+    tokenizer: Any
     model, tokenizer = tiny("tiny-llama")
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -421,13 +424,13 @@ def known(request: pytest.FixtureRequest) -> Known:
 
 @pytest.mark.real
 def test_embedded_models_load_from_the_cache_in_five_seconds(known: Known) -> None:
-    seconds = []
+    marks = [time.perf_counter()]
     for _ in range(2):
-        start = time.perf_counter()
-        loaded = load_model(known.name, allow_download=False)
-        seconds.append(time.perf_counter() - start)
+        load_model(known.name, allow_download=False)
+        marks.append(time.perf_counter())
     # The better of two: on shared cores one alone measures the neighbours (2.4 s when quiet).
-    assert min(seconds) < 5
+    assert min(marks[1] - marks[0], marks[2] - marks[1]) < 5
+    loaded = load_model(known.name, allow_download=False)
     assert loaded.provenance.quantisation in ("Q4_1, dequantised", "Q4_K_M, dequantised")
     assert loaded.provenance.source == "wheel"
     assert not loaded.model.training

@@ -1,4 +1,5 @@
 import inspect
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_what_is_no_possible_hub_id_is_model_not_found_too() -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "~/nowhere", "/nowhere/at/all", Path("nowhere")])
 def test_a_missing_folder_is_said_to_be_missing(name: str | Path) -> None:
-    with pytest.raises(ModelNotFound, match="nowhere.* is no folder"):
+    with pytest.raises(ModelNotFound, match=r"nowhere.* is no folder"):
         load_model(name)
 
 
@@ -163,9 +164,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused_not_filled_at_random(folder:
 
 
 def test_code_of_a_repository_is_never_run(folder: Path) -> None:
-    (folder / "config.json").write_text(
-        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}'
-    )
+    code = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": code}))
     (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
     with pytest.raises(UnsupportedModel, match=r"Such code is never run here.*steer\.wrap"):
         load_model(folder)
@@ -204,8 +204,8 @@ def test_a_device_map_that_offloads_to_disk_is_refused(folder: Path) -> None:
 
 def test_wrap_refuses_offloaded_and_meta_models() -> None:
     model, tokenizer = tiny("tiny-llama")
+    cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.raises(UnsupportedModel, match="tensors on the meta device"):
-        cpu_offload(model, execution_device=torch.device("cpu"))
         wrap_model(model, tokenizer)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(tiny("tiny-gpt2")[0].config)

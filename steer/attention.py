@@ -1,7 +1,7 @@
 """Reading attention patterns: recomputed from q and k as the pass leaves them, after all edits.
 
 The kernel is never switched: fused kernels do not return weights, and an eager copy would be
-another computation. Patterns are read in passes without a cache (lm.capture); writing one is refused.
+another computation. Patterns are read in passes without a cache (lm.capture); writing is refused.
 """
 
 from collections.abc import Sequence

@@ -67,7 +67,7 @@ class Pass:
         """Return the tokens in scope, in the given rows of the user's batch."""
         key = (scope, id(rows))
         if key not in self.scopes:
-            mask = scope.select(self.tokens)
+            mask = scope.select(self.tokens.asked_of(rows))
             if rows is not None:
                 mask = mask & rows[self.tokens.rows][:, None]
             count = int(mask.sum())

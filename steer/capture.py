@@ -7,21 +7,25 @@ computed unless logits are asked for, and then only at the columns in scope.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from steer.activations import Activations
 from steer.attention import is_pattern, queries_last, takers_for
 from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError
-from steer.interventions.plans import Plan
+from steer.interventions.plans import Plan, Rows
 from steer.prompts import in_batches, padded, sequences_of
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
 from steer.scopes import Scope
 from steer.sites import AnySite, Site
+from steer.spec import digest, spec_of
+from steer.store import Shard, Store, placed
 from steer.tokens import Tokens
 
 MAX_TOKENS = 4096
@@ -55,27 +59,23 @@ class Taken:
         if site == self.stop_after:
             raise _Enough
 
+    def drained(self, sites: Sequence[AnySite]) -> Shard:
+        """Return what was kept since the last call, and forget it."""
+        values = {str(site): torch.cat(self.values[site]) for site in sites}
+        shard = Shard(torch.cat(self.rows), torch.cat(self.positions), values)
+        self.rows, self.positions, self.values = [], [], {}
+        return shard
+
     def assembled(self, sites: Sequence[AnySite], n_rows: int) -> Activations:
         """Return the values ordered by row and position."""
-        row, position = torch.cat(self.rows), torch.cat(self.positions)
-        order = torch.argsort(row * (int(position.max()) + 1) + position)
-        row, position = row[order], position[order]
-        counts = torch.bincount(row, minlength=n_rows)
-        flat = {site: torch.cat(self.values[site]) for site in sites}
-        flat = {site: v[order.to(v.device)] for site, v in flat.items()}
-        if bool((counts == 1).all()):
-            return Activations(flat, None, position, scope=repr(self.scope))
-        rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        width = int(counts.max())
-        mask = torch.zeros(n_rows, width, dtype=torch.bool)
-        mask[row, rank] = True
-        at = torch.full((n_rows, width), -1)
-        at[row, rank] = position
-        spread = {}
-        for site, v in flat.items():
-            empty = v.new_zeros(n_rows, width, *v.shape[1:])
-            spread[site] = empty.index_put((row.to(v.device), rank.to(v.device)), v)
-        return Activations(spread, mask, at, scope=repr(self.scope))
+        shard = self.drained(sites)
+        place, mask, at = placed(shard.rows, shard.positions, n_rows)
+        values: dict[AnySite, Tensor] = {}
+        for site in sites:
+            v = shard.values[str(site)]
+            empty = v.new_zeros(at.numel(), *v.shape[1:])
+            values[site] = empty.index_put((place.to(v.device),), v).unflatten(0, at.shape)
+        return Activations(values, mask, at, scope=repr(self.scope))
 
 
 def capture_rows(
@@ -88,9 +88,12 @@ def capture_rows(
     pad: int,
     grad: bool = False,
     prompt_lengths: Sequence[int] | None = None,
+    store: Store | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> tuple[Activations, Receipt]:
     """Return the activations of rows of token ids, and what the plan did.
+
+    With a store, batches that are there already are not run, and the receipt speaks of the others.
 
     Raises:
         PlanError: no site is asked for.
@@ -101,30 +104,47 @@ def capture_rows(
     taken = Taken(scope, _last(registry, sites, plan))
     longest = max(len(row) for row in rows)
     run = registry.taking(plan, takers_for(registry, sites, taken.take, longest))
-    want_logits = any(isinstance(s, Site) and s.component == "logits" for s in sites)
-    through = (
-        _through_root(run.work.wiring.taps)
-        or want_logits
-        or not all(isinstance(s, Site) for s in sites)
-    )
-    with torch.set_grad_enabled(grad), run:
-        for batch in in_batches(rows, max_tokens):
-            ids, mask = padded([rows[r] for r in batch], pad, left=False)
+    batches = in_batches(rows, max_tokens)
+    keys = [] if store is None else [store.key([rows[r] for r in b], b) for b in batches]
+    todo = batches
+    if store is not None:
+        done = store.complete(keys)
+        todo = [b for b, key in zip(batches, keys, strict=True) if not (done or store.has(key))]
+    with torch.set_grad_enabled(grad), run if todo else nullcontext():
+        for batch in tqdm(todo, desc="capture", delay=2, leave=False, disable=len(todo) < 2):
             lengths = None
             if prompt_lengths is not None:
                 lengths = torch.tensor([prompt_lengths[r] for r in batch])
-            sequences = sequences_of(ids, mask, batch, len(rows), lengths)
-            keep = None
-            if want_logits:
-                keep = columns_in(scope, sequences, registry)
-            with registry.sequences(sequences):
-                call_model(registry, ids, mask, keep=keep, root=through)
-    acts = taken.assembled(sites, len(rows))
+            _run_batch(registry, run.work.wiring.taps, rows, batch, (sites, scope, pad, lengths))
+            if store is not None:
+                store.put(keys[batches.index(batch)], taken.drained(sites))
+    if store is not None:
+        acts = store.opened(keys, sites, len(rows), repr(scope))
+    else:
+        acts = taken.assembled(sites, len(rows))
     if any(is_pattern(site) for site in sites):
         single = acts.mask is None
         turned = {site: queries_last(v, site, single=single) for site, v in acts.values.items()}
         acts = replace(acts, values=turned)
     return acts, run.receipt
+
+
+def _run_batch(
+    registry: HookRegistry,
+    taps: Mapping[AnySite, object],
+    rows: Sequence[Sequence[int]],
+    batch: Sequence[int],
+    wanted: tuple[Sequence[AnySite], Scope, int, Tensor | None],
+) -> None:
+    sites, scope, pad, lengths = wanted
+    want_logits = any(isinstance(s, Site) and s.component == "logits" for s in sites)
+    raw = not all(isinstance(s, Site) for s in sites)
+    ids, mask = padded([rows[r] for r in batch], pad, left=False)
+    sequences = sequences_of(ids, mask, batch, len(rows), lengths)
+    keep = columns_in(scope, sequences, registry) if want_logits else None
+    root = _through_root(taps) or want_logits or raw
+    with registry.sequences(sequences):
+        call_model(registry, ids, mask, keep=keep, root=root)
 
 
 def _through_root(taps: Mapping[AnySite, object]) -> bool:
@@ -139,6 +159,9 @@ def _last(registry: HookRegistry, sites: Sequence[AnySite], plan: Plan) -> AnySi
     if len(set(devices.values())) > 1 or not all(isinstance(s, Site) for s in everything):
         return None
     last = max(everything, key=_served)
+    layer = [s for s in everything if isinstance(s, Site) and s.layer == getattr(last, "layer", -1)]
+    if is_pattern(last) and any(s.component == "v" for s in layer):
+        return None  # a pattern is complete with k, which some families compute before v
     return last if last in sites else None
 
 
@@ -183,3 +206,15 @@ def call_model(
 def takes_columns(module: nn.Module) -> bool:
     """Say whether the model can compute logits for some columns only."""
     return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+def capture_identity(
+    weights: str, dtype: torch.dtype, sites: Sequence[AnySite], scope: Scope, plan: Plan | None
+) -> str:
+    """Return what decides the content of a capture besides the tokens, as canonical text.
+
+    Raises:
+        SpecError: the plan holds a function, which has no identity.
+    """
+    steered = digest(spec_of(plan if isinstance(plan, Rows) else list(plan))) if plan else ""
+    return " ".join([weights, str(dtype), repr(scope), steered, *map(str, sites)])

@@ -18,7 +18,7 @@ from steer.protocols import Intervention
 from steer.receipt import Receipt
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""On log-probabilities. Batched and single passes differ by 4e-7 in fp32 logits and 4e-3 in bf16."""
+"""On log-probabilities. Batched and single logits differ by 4e-7 in fp32 and 4e-3 in bf16."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,9 @@ def refuse_generation(
         open_ended=True,
     )
     for op in (op for ops in wiring.ops.values() for op in ops):
-        if isinstance(op, Reading) and bool(op.read.scope.select(after)[:, width:].any()):
+        if not isinstance(op, Reading):
+            continue
+        if bool(op.read.scope.select(after.asked_of(op.rows))[:, width:].any()):
             how = f"{asked.beams} beams" if asked.beams > 1 else "sampling with the cache off"
             raise PlanError(
                 f"{op.read!r} reads generated tokens, and generate runs with {how}. Rows are "

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer.activations import Activations
-from steer.capture import capture_rows
+from steer.capture import Taken, capture_identity, capture_rows
 from steer.context import Run
 from steer.errors import PlanError, SiteNotFound
 from steer.generation import Generations, Stream, generate_rows, pad_token
@@ -23,6 +23,7 @@ from steer.receipt import Receipt
 from steer.registry import HookRegistry
 from steer.scopes import FIRST, LAST, Scope
 from steer.sites import AnySite, Site
+from steer.store import Store
 
 
 class Numbered(list[str]):
@@ -181,6 +182,7 @@ class LM:
         plan: Plan | None = None,
         grad: bool = False,
         max_new_tokens: int = 0,
+        store: str | Path | None = None,
     ) -> Activations:
         """Return what passes at some sites, at the tokens in scope, after the plan's edits.
 
@@ -191,15 +193,36 @@ class LM:
             plan: interventions in force while reading.
             grad: keep the graph.
             max_new_tokens: generate greedily and capture those tokens too (scope GENERATED).
+            store: a folder; values are kept there by content hash and come back memory-mapped, a
+                capture that was interrupted goes on, and what is there already is not run again.
+
+        Raises:
+            PlanError: no site, or a store together with grad or generated tokens.
         """
         rows = self.rows(prompts)
+        weights = fingerprint(self.model)
+        kept = None
+        if store is not None:
+            if grad or max_new_tokens:
+                raise PlanError(
+                    "A store keeps values of given prompts, without graph and without generated "
+                    "tokens. Leave out grad and max_new_tokens, or leave out store."
+                )
+            kept = Store(Path(store), capture_identity(weights, self.dtype, sites, scope, plan))
         if max_new_tokens:
             acts = self._capture_generated(rows, sites, scope, plan or [], max_new_tokens)
         else:
             acts, _ = capture_rows(
-                self.registry, rows, sites, scope, plan or [], pad=self._pad, grad=grad
+                self.registry,
+                rows,
+                sites,
+                scope,
+                plan or [],
+                pad=self._pad,
+                grad=grad,
+                store=kept,
             )
-        model = {"model": self.provenance.name, "weights": fingerprint(self.model)}
+        model = {"model": self.provenance.name, "weights": weights}
         return Activations(acts.values, acts.mask, acts.positions, model, acts.scope)
 
     def _capture_generated(
@@ -210,8 +233,6 @@ class LM:
         plan: Plan,
         max_new_tokens: int,
     ) -> Activations:
-        from steer.capture import Taken  # shares the assembling, not the passes
-
         taken = Taken(scope, None)
         takers = [(site, taken.take) for site in sites]
         options = {"max_new_tokens": max_new_tokens, "do_sample": False}

@@ -36,7 +36,6 @@ from steer.sites import AnySite, Site
 from steer.tokens import Decode
 from steer.wiring import Key, Wiring, wire
 
-
 SHADOWS = threading.Lock()
 """Guards what registries of one model share: its shadowed `generate`."""
 

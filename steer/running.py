@@ -61,7 +61,7 @@ class Work:
                     if gate.latch == "prompt":
                         self._check_latch(gate.read, chosen, op, now)
             else:
-                now.select(op.read.scope, None)
+                now.select(op.read.scope, op.rows)
         with self.lock:
             self._count_tokens(now)
 
@@ -180,7 +180,7 @@ class Work:
 
     def _read(self, op: Reading, h: Tensor, now: Pass) -> None:
         read, tokens, sequences = op.read, now.tokens, now.sequences
-        mask = now.select(read.scope, None).on(h.device)[0]
+        mask = now.select(read.scope, op.rows).on(h.device)[0]
         with torch.no_grad():
             scores = read.probe.scores(h.detach().float())
         if scores.shape != mask.shape:
@@ -302,7 +302,7 @@ def ranks(op: Edit, now: Pass) -> Tensor:
         return chosen.cumsum(1) - 1
     end = int(tokens.positions.max()) + 1
     every = torch.arange(end).expand(len(tokens.rows), end)
-    whole = replace(tokens, positions=every, ids=None, fresh=None)
+    whole = replace(tokens, positions=every, ids=None, fresh=None).asked_of(op.rows)
     rank = op.item.scope.select(whole).cumsum(1) - 1
     return rank.gather(1, tokens.positions.clamp(min=0))
 

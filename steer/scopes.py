@@ -129,6 +129,8 @@ class Span(Scope):
         if not tokens.open_ended or self.start < 0:
             too_late = last.expand_as(n) > n
         bad = (first.expand_as(n) < 0) | too_late
+        if tokens.asked is not None:
+            bad = bad & tokens.asked[:, None]
         if bool(bad.any()):
             at_row = int(bad[:, 0].nonzero()[0])
             row, length = int(tokens.rows[at_row]), int(n[at_row])
@@ -162,7 +164,8 @@ class Text(Scope):
                 f"{self!r} needs the token ids of the prompt and a tokenizer, and this pass has "
                 "only embeddings or no tokenizer. Use at(...) or span(...) instead."
             )
-        start, stop = tokens.prompt.memo(self, lambda: self._find(tokens))
+        asked = None if tokens.asked is None else tuple(tokens.asked.tolist())
+        start, stop = tokens.prompt.memo((self, asked), lambda: self._find(tokens))
         inside = (tokens.positions >= start[:, None]) & (tokens.positions < stop[:, None])
         return inside & (tokens.positions < lengths) & tokens.mask
 
@@ -174,7 +177,7 @@ class Text(Scope):
             try:
                 found = find_text(tokens.prompt, at_row, self.needle, self.nth, tokens.decode)
             except LookupError as missing:
-                if self.missing == "error":
+                if self.missing == "error" and (tokens.asked is None or tokens.asked[at_row]):
                     raise ScopeError(
                         f"Row {int(tokens.rows[at_row])} has {missing.args[0]} occurrences of "
                         f"{self.needle!r}, so there is no occurrence {self.nth} to point at. Check "

@@ -93,6 +93,8 @@ class Tokens:
     """True while more tokens may come (inside generate)."""
     why_unknown: str = ""
     """Why the prompt lengths are not known, where they are not."""
+    asked: Tensor | None = None
+    """[row] bool: the rows whose plan asks for a scope; the others may lack it. None: all."""
 
     @property
     def mask(self) -> Tensor:
@@ -106,6 +108,10 @@ class Tokens:
             return "prompt"
         in_prompt = self.mask & (self.positions < self.prompt_lengths[:, None])
         return "prompt" if bool(in_prompt.any()) else "generated"
+
+    def asked_of(self, rows: Tensor | None) -> "Tokens":
+        """Return the same pass, asked about for some rows of the user's batch only."""
+        return self if rows is None else replace(self, asked=rows[self.rows])
 
     def lengths(self, what: str) -> Tensor:
         """Return [row, 1] prompt lengths.

@@ -47,6 +47,8 @@ class Reading:
     read: Read
     latched: bool
     """Some gate needs its value at the end of the prompt."""
+    rows: Tensor | None = None
+    """[batch] bool on the host: the rows whose plans need it; None means every row."""
 
 
 Op = Edit | Reading
@@ -84,10 +86,11 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
         PlanError: a gate that reads later than it must act; a malformed plan.
     """
     taps: dict[AnySite, Tap] = {}
-    lines: dict[int, int] = {}
-    items: list[Intervention] = []
+    # The receipt's lines follow the plan, row by row; the operations are grouped across rows.
+    items = list({id(item): item for item, _ in items_of(plan)}.values())
+    lines = {id(item): line for line, item in enumerate(items)}
+    checked: set[int] = set()
     ops: list[Op] = []
-    known_reads: set[int] = set()
     seen: dict[torch.device, dict[int, object]] = {}
     reads: dict[int, object] = {}
     members = _grouped(plan)
@@ -111,9 +114,7 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
         on_site = on_device(item, here, shared)
         for part in walk(on_site):
             for read, latch in part.reads() if isinstance(part, Recipe) else ():
-                if id(read) not in known_reads or latch == "prompt":
-                    ops.append(Reading(read.site, read, latch == "prompt"))
-                    known_reads.add(id(read))
+                ops.append(Reading(read.site, read, latch == "prompt", rows))
         ops.append(_edit(on_site, lines[id(item)], rows))
     counts = tuple(pair for item in items for pair in row_counts_of(item))
     return Wiring(
@@ -233,6 +234,10 @@ def _edit(item: Intervention, line: int, rows: Tensor | None) -> Edit:
 def _merge_reads(ops: Sequence[Op]) -> list[Op]:
     # One Read is computed once, where it is first needed, and latched if any gate latches it.
     latched = {id(op.read) for op in ops if isinstance(op, Reading) and op.latched}
+    rows: dict[int, Tensor | None] = {}
+    for op in (op for op in ops if isinstance(op, Reading)):
+        known = rows.get(id(op.read), op.rows)
+        rows[id(op.read)] = None if known is None or op.rows is None else known | op.rows
     merged: list[Op] = []
     done: set[int] = set()
     for op in ops:
@@ -240,7 +245,7 @@ def _merge_reads(ops: Sequence[Op]) -> list[Op]:
             if id(op.read) in done:
                 continue
             done.add(id(op.read))
-            op = Reading(op.site, op.read, id(op.read) in latched)
+            op = Reading(op.site, op.read, id(op.read) in latched, rows[id(op.read)])
         merged.append(op)
     return merged
 

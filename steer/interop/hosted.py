@@ -15,10 +15,8 @@ from steer.wiring import Key, Op
 
 def current_pass(run: Run) -> Pass | None:
     """Return the pass that is open in this context under a run, or None outside of any."""
-    registry = run.registry
-    if not run.open or not any(other is run for other in registry.runs()):
-        return None
-    return PASS.get().get(id(registry))
+    now, runs = PASS.get().get(id(run.registry), (None, ()))
+    return now if run.open and any(other is run for other in runs) else None
 
 
 def serve(run: Run, layout: Layout, key: Key, whole: Tensor, now: Pass) -> Tensor:

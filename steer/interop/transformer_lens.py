@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ HOOKS: Mapping[str, tuple[str, str]] = {
 }
 """Component -> (TransformerLens hook, side). `embed` is what enters block 0, positions included;
 TransformerLens' own hook_embed leaves GPT-2's position embedding out."""
+
+_REGISTRIES: "WeakKeyDictionary[TransformerBridge, HookRegistry]" = WeakKeyDictionary()
 
 
 def bridge_of(lm: LM) -> "TransformerBridge":
@@ -169,14 +172,13 @@ class InBridge:
 
     def __init__(self, bridge: "TransformerBridge", plan: Plan) -> None:
         """Wire the plan to the bridge's hooks; nothing is attached until it is entered."""
-        layout = bridge_layout(bridge)
-        model, tokenizer = bridge.original_model, bridge.tokenizer
-        decode = None if tokenizer is None else lambda ids: str(tokenizer.decode(ids))
+        registry = _registry(bridge)
+        layout = registry.layout
         wiring = wire(plan, layout, lambda tap: _device(bridge, tap))
         for site in wiring.taps:
             _refuse_raw(site)
         self.bridge = bridge
-        self.run = Run(HookRegistry(model, layout, decode), wiring, {}, hosted=True)
+        self.run = Run(registry, wiring, {}, hosted=True)
         keys = dict.fromkeys((*wiring.ops, *((base, "input") for base in wiring.bases)))
         self.hooks = [(_canonical(bridge, key), _hook(self.run, layout, key)) for key in keys]
         self._stack = ExitStack()
@@ -219,6 +221,18 @@ def in_bridge(bridge: "TransformerBridge", plan: Plan) -> InBridge:
         SteerError: anything else about the plan; on normal exit, something never fired.
     """
     return InBridge(bridge, plan)
+
+
+def _registry(bridge: "TransformerBridge") -> HookRegistry:
+    # One for each bridge, so that nested plans share the passes, as in lm.attached.
+    layout = bridge_layout(bridge)
+    found = _REGISTRIES.get(bridge)
+    if found is None or found.model is not bridge.original_model:
+        tokenizer = bridge.tokenizer
+        decode = None if tokenizer is None else lambda ids: str(tokenizer.decode(ids))
+        found = HookRegistry(bridge.original_model, layout, decode)
+        _REGISTRIES[bridge] = found
+    return found
 
 
 def _refuse_raw(site: AnySite) -> None:

@@ -240,12 +240,14 @@ def test_a_bare_thread_is_not_steered_and_the_plan_that_waited_for_it_says_so(ow
             found.append(logits(own))
 
     other = threading.Thread(target=work)
-    with (
-        pytest.raises(steer.NeverFired, match=r"another thread is not steered unless.*run\.bind"),
-        own.attached([steer.Add(Site(0, "resid_post"), direction(own, 0))]),
-    ):
-        other.start()
-        other.join()
+
+    def block() -> None:
+        with own.attached([steer.Add(Site(0, "resid_post"), direction(own, 0))]):
+            other.start()
+            other.join()
+
+    with pytest.raises(steer.NeverFired, match=r"another thread is not steered unless.*run\.bind"):
+        block()
     assert torch.equal(found[0], bare)
 
 
@@ -272,6 +274,7 @@ def test_a_bound_thread_is_steered_and_counted_in_the_receipt(own):
 def test_a_bound_thread_that_outlives_the_block_is_an_error_on_both_sides(own):
     inside, release = threading.Event(), threading.Event()
     errors: list[BaseException] = []
+    others: list[threading.Thread] = []
 
     def work() -> None:
         with torch.no_grad():
@@ -285,13 +288,16 @@ def test_a_bound_thread_that_outlives_the_block_is_an_error_on_both_sides(own):
         except steer.SteerError as error:
             errors.append(error)
 
-    with pytest.raises(steer.SteerError, match=r"1 bound calls are still running.*Join the thr"):  # noqa: SIM117
+    def block() -> None:
         with own.attached([steer.Add(Site(0, "resid_post"), direction(own, 0))]) as run:
-            other = threading.Thread(target=guarded, args=(run.bind(work),))
-            other.start()
+            others.append(threading.Thread(target=guarded, args=(run.bind(work),)))
+            others[0].start()
             inside.wait()
+
+    with pytest.raises(steer.SteerError, match=r"1 bound calls are still running.*Join the thr"):
+        block()
     release.set()
-    other.join()
+    others[0].join()
     assert own.registry.live == 0
     (error,) = errors
     assert "was detached while this bound call ran" in str(error)
@@ -304,16 +310,19 @@ def test_an_error_in_the_block_is_not_hidden_by_a_bound_thread_that_still_runs(o
         inside.set()
         release.wait()
 
-    with (
-        pytest.raises(KeyError, match="the user's own"),
-        own.attached([steer.Add(Site(0, "resid_post"), direction(own, 0))]) as run,
-    ):
-        other = threading.Thread(target=_quiet, args=(run.bind(work),))
-        other.start()
-        inside.wait()
-        raise KeyError("the user's own")
+    others: list[threading.Thread] = []
+
+    def block() -> None:
+        with own.attached([steer.Add(Site(0, "resid_post"), direction(own, 0))]) as run:
+            others.append(threading.Thread(target=_quiet, args=(run.bind(work),)))
+            others[0].start()
+            inside.wait()
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        block()
     release.set()
-    other.join()
+    others[0].join()
     assert own.registry.live == 0
 
 
@@ -474,7 +483,7 @@ def test_a_model_wrapped_twice_takes_a_plan_from_each_and_generates_under_both()
     both = [*first, *second]
     options = {"input_ids": X, "attention_mask": torch.ones_like(X), "do_sample": False}
     with torch.no_grad():
-        expected = steered(one, both)
+        expected, after_second = steered(one, both), steered(one, second)
         texts = torch.tensor(one.generate(IDS, both, max_new_tokens=4).tokens)
         with one.attached(first), two.attached(second):
             assert torch.equal(logits(one), expected)
@@ -498,7 +507,7 @@ def test_hooks_of_the_user_at_the_same_module_run_and_stay(own):
     seen: dict[str, list[Tensor]] = {"before": [], "after": []}
 
     def recorder(name: str) -> Callable[..., None]:
-        return lambda module, args, output: seen[name].append(output)
+        return lambda _module, _args, output: seen[name].append(output)
 
     with torch.no_grad():
         bare, moved = logits(own), steered(own, plan)
@@ -525,7 +534,7 @@ def test_a_hook_of_the_user_that_edits_composes_with_a_plan(own):
     with torch.no_grad():
         both = [steer.Add(site, v), *plan]
         expected = steered(own, both)
-        user = block.register_forward_hook(lambda module, args, output: output + v)
+        user = block.register_forward_hook(lambda _module, _args, output: output + v)
         found = steered(own, plan)
         user.remove()
     # The user adds in the model's own arithmetic, Add as a delta: equal to one rounding.

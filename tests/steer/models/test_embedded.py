@@ -424,13 +424,11 @@ def known(request: pytest.FixtureRequest) -> Known:
 
 @pytest.mark.real
 def test_embedded_models_load_from_the_cache_in_five_seconds(known: Known) -> None:
-    marks = [time.perf_counter()]
-    for _ in range(2):
-        load_model(known.name, allow_download=False)
-        marks.append(time.perf_counter())
-    # The better of two: on shared cores one alone measures the neighbours (2.4 s when quiet).
-    assert min(marks[1] - marks[0], marks[2] - marks[1]) < 5
+    start = time.process_time()
     loaded = load_model(known.name, allow_download=False)
+    # Processor time of all threads, as the wall clock on shared cores measures the neighbours
+    # (gemma, the slowest: 2.4 s on the wall when quiet, 10 s beside six other jobs).
+    assert time.process_time() - start < 5
     assert loaded.provenance.quantisation in ("Q4_1, dequantised", "Q4_K_M, dequantised")
     assert loaded.provenance.source == "wheel"
     assert not loaded.model.training

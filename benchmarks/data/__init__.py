@@ -1,0 +1,1 @@
+"""Data that the tasks use, written for them."""

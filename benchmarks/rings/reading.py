@@ -1,0 +1,154 @@
+"""Read a ring off a model: prompts as token ids, states at the last token, natural outputs.
+
+Outputs are summed into one bin per concept and a last one, "other", for everything else, as in
+Wurgaft et al. 2026 (arXiv:2605.05115).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+import manifolds
+import steer
+from benchmarks.data.rings import Context, Ring
+from benchmarks.errors import BenchmarkError
+from steer.sites import AnySite
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bins:
+    """Which tokens of the vocabulary stand for which concept."""
+
+    tokens: tuple[Tensor, ...]
+    """For each concept the ids of the spellings that are one token."""
+
+    @property
+    def n_concepts(self) -> int:
+        """Number of concepts; the bins are one more."""
+        return len(self.tokens)
+
+    def probabilities(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row bin"]:
+        """Return the mass of each concept, and in the last bin that of everything else."""
+        log_p = logits.float() - logits.float().logsumexp(-1, keepdim=True)
+        mass = torch.stack([log_p[:, t.to(log_p.device)].exp().sum(-1) for t in self.tokens], -1)
+        return torch.cat([mass, (1 - mass.sum(-1, keepdim=True)).clamp_min(0)], -1)
+
+    def answers(self, logits: Float[Tensor, "row vocab"]) -> Int[Tensor, " row"]:
+        """Return the concept that the likeliest token spells, -1 where it spells none."""
+        best = logits.argmax(-1).cpu()
+        found = torch.full_like(best, -1)
+        for concept, tokens in enumerate(self.tokens):
+            found[torch.isin(best, tokens)] = concept
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Prompts of some contexts, and what the model does at the last token of each."""
+
+    rows: list[list[int]]
+    """Token ids of each case, BOS included."""
+    context: Int[Tensor, " case"]
+    concept: Int[Tensor, " case"]
+    states: Mapping[AnySite, Float[Tensor, "case d_model"]]
+    """resid_post of every block."""
+    natural: Float[Tensor, "case bin"]
+    """The unsteered outputs."""
+    correct: Bool[Tensor, " case"]
+    """Whether the likeliest token is the concept that comes next."""
+
+    def where(self, keep: Tensor) -> "Reading":
+        """Return the cases that a mask or an index selects."""
+        at = torch.arange(len(self.rows))[keep]
+        return Reading(
+            [self.rows[i] for i in at.tolist()],
+            self.context[at],
+            self.concept[at],
+            {site: h[at] for site, h in self.states.items()},
+            self.natural[at],
+            self.correct[at],
+        )
+
+    def curve(self, site: AnySite, period: int) -> manifolds.Curve:
+        """Return the ring through the centroids of the concepts at a site."""
+        return manifolds.fit_curve(self.states[site], self.concept, period=period)
+
+    def behavior(self, period: int) -> manifolds.Behavior:
+        """Return the ring through the natural outputs."""
+        return manifolds.fit_behavior(self.natural, self.concept, period=period)
+
+
+def bins_of(lm: steer.LM, ring: Ring) -> Bins:
+    """Return the bins of a ring under this model's tokenizer.
+
+    Raises:
+        BenchmarkError: a concept has no spelling of one token.
+    """
+    found = []
+    for concept, name in enumerate(ring.concepts):
+        spelt = [_ids(lm, text) for text in ring.spellings(concept)]
+        single = sorted({ids[0] for ids in spelt if len(ids) == 1})
+        if not single:
+            raise BenchmarkError(
+                f"{name} is no single token of this model's tokenizer, in no spelling of "
+                f"{', '.join(map(repr, ring.spellings(concept)))}, so its probability cannot be "
+                "read off one output. Run this task on another model."
+            )
+        found.append(torch.tensor(single))
+    return Bins(tuple(found))
+
+
+def read(
+    lm: steer.LM, ring: Ring, contexts: Sequence[Context], bins: Bins, sites: Sequence[AnySite]
+) -> Reading:
+    """Return what the model does with every concept in every context, in one sweep of capture."""
+    context, concept = torch.cartesian_prod(
+        torch.arange(len(contexts)), torch.arange(len(ring))
+    ).unbind(-1)
+    rows = [
+        with_bos(lm, ring.prompt(contexts[c], z))
+        for c, z in zip(context.tolist(), concept.tolist(), strict=True)
+    ]
+    out = steer.Site.logits()
+    acts = lm.capture(rows, [*sites, out], scope=steer.LAST)
+    logits = acts[out]
+    return Reading(
+        rows,
+        context,
+        concept,
+        {site: acts[site].float().cpu() for site in sites},
+        bins.probabilities(logits).cpu(),
+        bins.answers(logits) == concept,
+    )
+
+
+def with_bos(lm: steer.LM, text: str) -> list[int]:
+    """Return the ids of a text after the BOS token, which some tokenizers add and others do not.
+
+    Without it a small model's in-context ability collapses (gemma3-270m), so it is put in by id.
+    """
+    bos = lm.tokenizer.bos_token_id
+    return [*([] if bos is None else [int(bos)]), *_ids(lm, text)]
+
+
+def _ids(lm: steer.LM, text: str) -> list[int]:
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def require_all_concepts(reading: Reading, ring: Ring, kind: str) -> None:
+    """Refuse to go on where a concept is never answered correctly.
+
+    Raises:
+        BenchmarkError: names the concepts.
+    """
+    seen = set(reading.concept[reading.correct].tolist())
+    missing = [name for z, name in enumerate(ring.concepts) if z not in seen]
+    if missing:
+        raise BenchmarkError(
+            f"In no {kind} context does the model go on with {', '.join(missing)}, so there is no "
+            f"centroid for {'it' if len(missing) == 1 else 'them'} and no ring. This task needs a "
+            "model that knows the order; use more contexts (a larger --limit) or another model."
+        )

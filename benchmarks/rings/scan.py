@@ -1,0 +1,137 @@
+"""Choose the block on the train contexts: each context in turn is held out and steered.
+
+The criterion is what steering is for, the probability of the concept that should be passed on the
+ring, and not the contrast with the chord, which is the claim to be tested. Where writes are
+overwritten by later blocks both distances are small and the ratio is near 1, so neither of them
+would find the blocks at which steering works.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import manifolds
+import steer
+from benchmarks.rings.paths import fit_ring
+from benchmarks.rings.prefix import Prefixes, last_token
+from benchmarks.rings.reading import Bins, Reading
+from steer.sites import AnySite
+
+SHARES = (1 / 3, 2 / 3)
+"""Waypoints of the scan: of 6 months the 2nd and the 4th, of 3 weekdays the 1st and the 2nd."""
+STARTS = 4
+"""One start in so many is steered in each context, another one in the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What steering at one block does in held-out train contexts."""
+
+    site: str
+    layer: int
+    p_passed_manifold: float
+    p_passed_chord: float
+    manifold: float
+    """Mean Hellinger distance to the natural outputs of the other contexts."""
+    chord: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Probe:
+    """The rows of the scan: which cases to steer to what share of the way."""
+
+    case: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(cls, reading: Reading) -> "_Probe":
+        chosen = (reading.concept % STARTS) == (reading.context % STARTS)
+        cases = (chosen & reading.correct).nonzero()[:, 0]
+        return cls(
+            cases.repeat_interleave(len(SHARES)), torch.tensor(SHARES).repeat(len(cases))
+        )
+
+
+def scan(
+    lm: steer.LM,
+    reading: Reading,
+    prefixes: Prefixes,
+    bins: Bins,
+    sites: Sequence[AnySite],
+    period: int,
+) -> list[Block]:
+    """Return what steering does at each site, every train context held out in turn."""
+    rows = _Probe.of(reading)
+    contexts = reading.context[rows.case]
+    folds: dict[int, tuple[Reading, manifolds.Behavior]] = {}
+    for held_out in contexts.unique().tolist():
+        rest = reading.where(reading.correct & (reading.context != held_out))
+        if len(rest.concept.unique()) == period:
+            folds[held_out] = (rest, rest.behavior(period))
+    known = torch.isin(contexts, torch.tensor(list(folds)))
+    rows = _Probe(rows.case[known], rows.share[known])
+    found = []
+    for layer, site in enumerate(tqdm(sites, desc="blocks", unit="block", leave=False, delay=2)):
+        manifold, chord = _targets(reading, site, rows, folds, period)
+        both = torch.cat([manifold, chord])
+
+        def plan(at: Tensor, site: AnySite = site, both: Tensor = both) -> steer.Plan:
+            return [steer.Patch(site, both[at], scope=steer.LAST)]
+
+        outputs = last_token(
+            lm, prefixes, rows.case.repeat(2), plan, lambda logits, _: bins.probabilities(logits)
+        )
+        found.append(_score(str(site), layer, outputs, reading, rows, folds, period))
+    return found
+
+
+def best_of(blocks: Sequence[Block]) -> Block:
+    """Return the block at which the concept that should be passed is the likeliest."""
+    return max(blocks, key=lambda block: block.p_passed_manifold)
+
+
+def _targets(
+    reading: Reading,
+    site: AnySite,
+    rows: _Probe,
+    folds: dict[int, tuple[Reading, manifolds.Behavior]],
+    period: int,
+) -> tuple[Tensor, Tensor]:
+    """Return whole states [row, d_model] on either path; off the subspace the row's own is kept."""
+    states = reading.states[site][rows.case]
+    start, context = reading.concept[rows.case], reading.context[rows.case]
+    manifold, chord = torch.empty_like(states), torch.empty_like(states)
+    half = period // 2
+    for held_out, (rest, _) in folds.items():
+        ring = fit_ring(rest, site, period)
+        at = context == held_out
+        share, u = rows.share[at], start[at]
+        first, last = ring.curve.decode(u), ring.curve.decode(u + half)
+        kept = states[at] - ring.curve.flatten(states[at])
+        manifold[at] = kept + ring.curve.decode(u + share * half)
+        chord[at] = kept + first + share[:, None] * (last - first)
+    return manifold, chord
+
+
+def _score(
+    name: str,
+    layer: int,
+    outputs: Tensor,
+    reading: Reading,
+    rows: _Probe,
+    folds: dict[int, tuple[Reading, manifolds.Behavior]],
+    period: int,
+) -> Block:
+    context, half = reading.context[rows.case], period // 2
+    target = (reading.concept[rows.case] + (rows.share * half).round().long()) % period
+    distance = torch.empty(2, len(context), dtype=torch.double)
+    both = outputs.reshape(2, len(context), -1)
+    for held_out, (_, behavior) in folds.items():
+        at = context == held_out
+        distance[:, at] = behavior.distance(both[:, at].double(), "hellinger").double()
+    p = both.gather(-1, target[None, :, None].expand(2, -1, 1))[..., 0].mean(1)
+    mean = distance.mean(1)
+    return Block(name, layer, float(p[0]), float(p[1]), float(mean[0]), float(mean[1]))

@@ -1,0 +1,51 @@
+"""The law battery: every law over every intervention on every tiny family."""
+
+from collections.abc import Callable
+
+import pytest
+
+from steer import LM
+from steer.interventions.recipe import Recipe
+from steer.kinds import kinds
+from steer.protocols import Intervention
+from tests.laws.edits import EDIT_LAWS
+from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
+from tests.laws.tokens import TOKEN_LAWS
+
+LAWS = TOKEN_LAWS
+
+
+def _named(law: Callable[..., None]) -> str:
+    return law.__name__.removeprefix("law_").replace("_", " ")
+
+
+@pytest.mark.parametrize("law", EDIT_LAWS, ids=_named)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_edit_keeps_the_law(any_lm: LM, name: str, law: Callable[..., None]):
+    law(setting_of(any_lm), name)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=_named)
+def test_every_family_keeps_the_law(any_lm: LM, law: Callable[[Setting], None]):
+    law(setting_of(any_lm))
+
+
+def test_every_installed_intervention_is_in_the_battery(lm: LM):
+    known = kinds()
+    classes = {known[kind] for kind in known if kind.startswith("steer.")}
+    wanted = {c for c in classes if issubclass(c, Recipe) and c.edit is not None}
+    _, items = one_each(setting_of(lm))
+    missing = wanted - {type(item) for item in items}
+    assert not missing, f"no factory makes {sorted(c.__name__ for c in missing)}"
+    assert all(isinstance(item, Intervention) for item in items)
+    assert len(FACTORIES) <= N_ROWS
+
+
+_SETTINGS: dict[int, Setting] = {}
+
+
+def setting_of(lm: LM) -> Setting:
+    """Return the setting of a shared model, fitted once per process."""
+    if id(lm) not in _SETTINGS or _SETTINGS[id(lm)].lm is not lm:
+        _SETTINGS[id(lm)] = Setting(lm)
+    return _SETTINGS[id(lm)]

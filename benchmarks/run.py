@@ -49,7 +49,9 @@ def require_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as bad:
-        raise BenchmarkError(f"{path.parent} cannot be made ({bad}). Choose another --out.") from None
+        raise BenchmarkError(
+            f"{path.parent} cannot be made ({bad}). Choose another --out."
+        ) from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise BenchmarkError(
             f"{path} cannot be written: it is a folder, or its folder is not writable. Choose "
@@ -63,12 +65,16 @@ def write_result(result: Result, path: Path) -> None:
     Raises:
         ValueError: a number is not finite, which JSON cannot say.
     """
-    text = json.dumps(result.to_json(), indent=1, allow_nan=False)
+    write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file, whole or not at all: a run that is interrupted leaves the old one as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
         temporary = Path(part.name)
         try:
-            part.write(text + "\n")
+            part.write(text)
             part.close()
             temporary.replace(path)
         except BaseException:

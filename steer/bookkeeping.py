@@ -32,6 +32,11 @@ class Sequences:
     state: dict[object, Running] = field(default_factory=dict)
     latched: dict[object, Tensor] = field(default_factory=dict)
     repeats: dict[int, Prompt] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
+    """Token ids that end a row. What generate feeds to a row from its end token on, while other
+    rows go on, is padding: it leads to no output token and would not exist in a run of its own."""
+    ended: Tensor | None = None
+    """[row] bool: rows whose end token has been fed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -208,15 +208,21 @@ class Run:
 
 
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+PASSED_THROUGH = frozenset({"contextlib", "jaxtyping", "beartype"})
+"""Packages that may stand between a block and the code that wrote it: stacks, shape checkers."""
 
 
 def entering_generator(frame: FrameType | None) -> FrameType | None:
     """Return the frame that entered a plan, if it is a generator, which may yield inside."""
-    while frame is not None and frame.f_globals.get("__name__") == "contextlib":
+    while frame is not None and _package(frame) in PASSED_THROUGH:
         frame = frame.f_back
     if frame is not None and frame.f_code.co_flags & GENERATORS:
         return frame
     return None
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def refuse_checkpointing(model: nn.Module, stack: nn.Module) -> None:
@@ -225,10 +231,13 @@ def refuse_checkpointing(model: nn.Module, stack: nn.Module) -> None:
     Raises:
         UnsupportedModel: the recomputation would run after the plan has left.
     """
-    parts = (model, stack, *stack.children())
-    if stack.training and any(getattr(part, "gradient_checkpointing", False) for part in parts):
+    if not stack.training:
+        return
+    parts = (model, *stack.modules())
+    if any(getattr(part, "gradient_checkpointing", False) for part in parts):
         raise UnsupportedModel(
             "Gradient checkpointing is on. It recomputes blocks during backward, when the plan may "
             "have left, and the gradients would be silently wrong. Call "
-            "model.gradient_checkpointing_disable() first."
+            "model.activation_checkpointing_disable() first (gradient_checkpointing_disable in "
+            "older releases of transformers)."
         )

@@ -14,6 +14,19 @@ from steer.passes import cache_length
 from steer.tokens import Decode, Prompt, Tokens
 from steer.wiring import Reading, Wiring
 
+REFUSED = (
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "use_mtp",
+    "custom_generate",
+    "penalty_alpha",
+    "dola_layers",
+    "constraints",
+    "force_words_ids",
+)
+"""Options of modes whose passes are not one token after another (or of code from elsewhere)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -39,13 +52,13 @@ def sequences_of_generate(
     generate = cast("Callable[..., Any]", type(model).generate)  # type: ignore[attr-defined]
     names = list(inspect.signature(generate).parameters)[1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    for mode in ("assistant_model", "prompt_lookup_num_tokens", "custom_generate", "penalty_alpha"):
-        if given.get(mode) is not None:
+    for mode in REFUSED:
+        if _option(model, given, mode) not in (None, False):
             raise PlanError(
                 f"generate({mode}=...) cannot be steered: its passes try tokens that are later "
                 "thrown away, and positions and gates would count them. Leave it out."
             )
-    if given.get("cache_implementation") == "paged":
+    if _option(model, given, "cache_implementation") == "paged":
         raise PlanError(
             "Continuous batching packs several rows into one, so positions cannot be told. Leave "
             "cache_implementation='paged' out."
@@ -63,6 +76,8 @@ def sequences_of_generate(
             "generate was called without input_ids or inputs_embeds, so there is no prompt whose "
             "positions could be counted. Pass at least a BOS token."
         )
+    if ids is not None and ids.shape != mask.shape:
+        ids = None  # the new tokens alone were given: what the cache holds cannot be searched
     prompt = Prompt(mask, ids)
     start = cache_length(given.get("past_key_values"))
     sequences = Sequences(
@@ -73,7 +88,10 @@ def sequences_of_generate(
         column=start,
         seen=start,
     )
-    return sequences, _asked(model, given)
+    asked = _asked(model, given)
+    if asked.beams == 1:  # a beam that ends leaves the batch
+        sequences.ends = tuple(sorted(_ends(model, given)))
+    return sequences, asked
 
 
 def _mask(given: dict[str, Any], like: Tensor) -> Tensor:
@@ -98,11 +116,16 @@ def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:
 def _inferred(model: nn.Module, given: dict[str, Any], ids: Tensor) -> Tensor:
     # The rule of transformers: without a mask, pad tokens are padding unless they also end texts.
     pad = _option(model, given, "pad_token_id")
-    end = _option(model, given, "eos_token_id")
-    ends = end if isinstance(end, list | tuple) else [end]
-    if pad is None or pad in ends:
+    if pad is None or pad in _ends(model, given):
         return torch.ones(ids.shape, dtype=torch.bool)
     return (ids != pad).cpu()
+
+
+def _ends(model: nn.Module, given: dict[str, Any]) -> set[int]:
+    end = _option(model, given, "eos_token_id")
+    if end is None:
+        return set()
+    return {int(e) for e in torch.as_tensor(end).reshape(-1)}
 
 
 def _asked(model: nn.Module, given: dict[str, Any]) -> Asked:
@@ -117,15 +140,17 @@ def _asked(model: nn.Module, given: dict[str, Any]) -> Asked:
 def refuse_generation(
     wiring: Wiring, sequences: Sequences, asked: Asked, decode: Decode | None
 ) -> None:
-    """Refuse gates on generated tokens where rows are reordered or recomputed.
+    """Refuse gates that would read what is reordered, recomputed or gone.
 
     Raises:
-        PlanError: under beams, which reorder rows between passes; sampling with the cache off.
+        PlanError: a reading of generated tokens under beams, which reorder rows between passes, or
+            under sampling with the cache off; a reading of tokens that a given cache holds.
     """
-    if asked.beams <= 1 and (asked.cached or not asked.sampling):
+    unsteady = asked.beams > 1 or (asked.sampling and not asked.cached)
+    if not unsteady and not sequences.column:
         return
     assert sequences.prompt is not None
-    prompt = sequences.prompt
+    prompt, past = sequences.prompt, sequences.column
     width = prompt.mask.shape[1]
     after = Tokens(
         prompt.positions(0, width + 2),
@@ -139,10 +164,20 @@ def refuse_generation(
     for op in (op for ops in wiring.ops.values() for op in ops):
         if not isinstance(op, Reading):
             continue
-        if bool(op.read.scope.select(after.asked_of(op.rows))[:, width:].any()):
+        chosen = op.read.scope.select(after.asked_of(op.rows))
+        if unsteady and bool(chosen[:, width:].any()):
             how = f"{asked.beams} beams" if asked.beams > 1 else "sampling with the cache off"
             raise PlanError(
                 f"{op.read!r} reads generated tokens, and generate runs with {how}. Rows are "
                 "reordered or recomputed between passes, so what was read would belong to another "
                 "text. Read PROMPT only, or use one beam with the cache on."
+            )
+        missed = chosen[:, :past].any(1)
+        if op.read.reduce == "last":  # the latest token in scope is enough
+            missed = missed & ~chosen[:, past:width].any(1)
+        if bool(missed.any()):
+            raise PlanError(
+                f"{op.read!r} reads tokens of the first {past} columns, which the cache given to "
+                "generate holds already. They are not run again, so the reading would lack them. "
+                "Leave past_key_values out, or read the new tokens only."
             )

@@ -4,15 +4,21 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from steer.bookkeeping import Pass
+from steer.context import ATTACHED
 from steer.errors import PlanError, did_you_mean
 from steer.interventions.plans import Plan
 from steer.prompts import padded, sequences_of
@@ -96,12 +102,16 @@ def generate_rows(
     device = next(model.parameters()).device
     asked = {**options, "pad_token_id": options.get("pad_token_id", pad)}
     beams = int(asked.get("num_beams") or 1)
+    if seed is not None:
+        asked["logits_processor"] = LogitsProcessorList(
+            [*(asked.get("logits_processor") or ()), seeded(seed)]
+        )
     recorder = LogProbs()
     record = [(Site.logits(), recorder.take)] if beams == 1 else []
     run = registry.taking(plan, [*record, *takers])
     declared = sequences_of(ids, mask, range(len(rows)), len(rows))
     declared.generating = True
-    with torch.no_grad(), seeded(seed, device), registry.sequences(declared), run:
+    with torch.no_grad(), registry.sequences(declared), run:
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.long().to(device), **asked
         )
@@ -118,16 +128,33 @@ def generate_rows(
     return Generations(texts, tokens, log_probs, run.receipt)
 
 
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed sampling inside, and leave the global generators as they were."""
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+def seeded(seed: int) -> LogitsProcessor:
+    """Return a processor after which generate samples from a generator of its own.
+
+    generate takes no generator. Seeding the global one would change what other threads draw, and
+    they what it draws. So the scores are of a class that hands torch.multinomial the generator; the
+    class lasts through temperature, top-k and the rest. Same draws as torch.manual_seed(seed).
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+
+    class Scores(Tensor):
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is not torch.multinomial:
+                return super().__torch_function__(func, types, args, kwargs or {})
+            place = args[0].device
+            if place not in generators:
+                generators[place] = torch.Generator(place).manual_seed(seed)
+            plain = args[0].as_subclass(Tensor)
+            return func(plain, *args[1:], **{**(kwargs or {}), "generator": generators[place]})
+
+    class Seeded(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+            return scores.as_subclass(Scores)
+
+    return Seeded()
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -195,25 +222,32 @@ class Stream(Iterator[list[str]]):
         seed: int | None,
     ) -> None:
         """Check everything that can be refused, then start."""
+        self._stop = threading.Event()
         refuse_unknown(registry.model, options)
         registry.wire(plan)
         self.receipt: Receipt | None = None
+        self._done = False
         self._tokens: list[list[int]] = [[] for _ in rows]
         self._said = [""] * len(rows)
         self._tokenizer = tokenizer
         self._ends = end_tokens(registry.model, options)
         self._queue: queue.Queue[list[int] | BaseException | Receipt] = queue.Queue()
-        self._stop = threading.Event()
         asked = {
             **options,
             "streamer": _Pieces(self._queue),
             "stopping_criteria": StoppingCriteriaList([self._stopped]),  # type: ignore[list-item]
         }
 
+        def made() -> Receipt:
+            return generate_rows(registry, tokenizer, rows, plan, asked, seed).receipt
+
+        # Plans attached around the stream hold in its worker too, as they do around lm.generate.
+        outer = [run for run in ATTACHED.get() if run.registry is registry and run.open]
+        steered = outer[-1].bind(made) if outer else made
+
         def work() -> None:
             try:
-                made = generate_rows(registry, tokenizer, rows, plan, asked, seed)
-                self._queue.put(made.receipt)
+                self._queue.put(steered())
             except BaseException as error:  # handed to the consumer, who raises it
                 self._queue.put(error)
 
@@ -225,28 +259,34 @@ class Stream(Iterator[list[str]]):
 
     def __next__(self) -> list[str]:
         """Return the next piece of text of each row."""
-        if self.receipt is not None:
+        if self._done:
             raise StopIteration
         item = self._queue.get()
+        if isinstance(item, list):
+            return [self._piece(row, token) for row, token in enumerate(item)]
+        self._done = True
+        self._worker.join()
         if isinstance(item, BaseException):
-            self._worker.join()
             raise item
-        if isinstance(item, Receipt):
-            self.receipt = item
-            self._worker.join()
-            raise StopIteration
-        return [self._piece(row, token) for row, token in enumerate(item)]
+        self.receipt = item
+        rest = [self._text(row)[len(said) :] for row, said in enumerate(self._said)]
+        if any(rest):  # bytes that never became a character
+            return rest
+        raise StopIteration
 
     def _piece(self, row: int, token: int) -> str:
         tokens = self._tokens[row]
         if tokens and tokens[-1] in self._ends:
             return ""
         tokens.append(token)
-        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        text = self._text(row)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""  # a character whose bytes are not complete yet
         new, self._said[row] = text[len(self._said[row]) :], text
         return new
+
+    def _text(self, row: int) -> str:
+        return str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True))
 
     def close(self) -> None:
         """Stop the worker and wait for it; nothing stays attached."""

@@ -1,7 +1,8 @@
 """LM: the door. A HuggingFace model as it is, its tokenizer and its hook registry."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,7 @@ from steer.generation import Generations, Stream, generate_rows, pad_token
 from steer.interventions.plans import Plan
 from steer.models import LoadedModel, Provenance, load_model, wrap_model
 from steer.models.fingerprint import fingerprint
-from steer.models.layouts import resolve
-from steer.models.verify import verify_layout
+from steer.models.layouts import LayoutTable, resolve
 from steer.prompts import Message, Prompts, as_rows, render_chat
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
@@ -42,7 +42,9 @@ class LM:
     ids, of chats, or an encoding.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(
+        self, loaded: LoadedModel, layouts: Mapping[str, LayoutTable] = MappingProxyType({})
+    ) -> None:
         """Find the sites of a loaded model and check them on one short pass.
 
         Raises:
@@ -51,22 +53,13 @@ class LM:
         self.model: PreTrainedModel = loaded.model
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.provenance: Provenance = loaded.provenance
-        layout = resolve(self.model)
+        layout = resolve(self.model, layouts)
         self.registry = HookRegistry(self.model, layout, self._decode)
         self._everywhere: Run | None = None
-        verify_layout(self.model, layout, self._read_once)
+        self.registry.verify()
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
-
-    def _read_once(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        # Any ids do: the check is of identities that hold for every input.
-        top = self.registry.layout.d_vocab
-        rows = [[(7 * i + 3) % top for i in range(8)], [(11 * i + 5) % top for i in range(8)]]
-        from steer.scopes import ALL  # the check alone reads every token
-
-        acts, _ = capture_rows(self.registry, rows, list(sites), ALL, [], pad=0)
-        return {site: acts[site] for site in sites}
 
     @property
     def n_layers(self) -> int:
@@ -384,10 +377,17 @@ def load(
     )
 
 
-def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LM:
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layouts: Mapping[str, LayoutTable] = MappingProxyType({}),
+) -> LM:
     """Return a live model as it is, LoRA adapters and quantised weights included.
+
+    `layouts` maps a model_type to a table of your own, for models whose blocks are not recognised.
 
     Raises:
         UnsupportedModel: the blocks could not be explained, or weights are out of reach.
     """
-    return LM(wrap_model(model, tokenizer))
+    return LM(wrap_model(model, tokenizer), layouts)

@@ -88,6 +88,13 @@ def _within(
         fresh = (torch.arange(start, end) >= s.seen).expand_as(positions)
     s.column, s.seen = end, max(s.seen, end)
     rows = s.row_ids.repeat_interleave(times)
+    if s.ends and ids is not None:
+        after = torch.arange(start, end) >= prompt.mask.shape[1]
+        finished = (torch.isin(ids.cpu(), torch.tensor(s.ends)) & after).cumsum(1) > 0
+        if start and s.ended is not None:
+            finished = finished | s.ended[:, None]
+        s.ended = finished[:, -1]
+        positions = positions.masked_fill(finished, -1)
     return Tokens(
         positions,
         rows,
@@ -124,8 +131,10 @@ def _outside(
         why = "this pass continues a cache that was filled elsewhere"
     elif ids is None:
         why = "this pass was given inputs_embeds"
-    if _packed(kwargs.get("position_ids"), known[:, start:]):
-        why = "this pass holds packed rows (position_ids restart within a row)"
+    if kwargs.get("cu_seq_lens_q") is not None or _packed(
+        kwargs.get("position_ids"), known[:, start:]
+    ):
+        why = "this pass holds packed rows (position_ids restart within a row, or cu_seq_lens_q)"
         if declared is None:
             raise ScopeError(
                 f"Positions cannot be counted: {why}. A row of the batch would be several texts. "
@@ -170,3 +179,13 @@ def _packed(position_ids: object, real: Tensor) -> bool:
         return False
     falls = (here[:, 1:] < here[:, :-1]) & real[:, 1:] & real[:, :-1]
     return bool(falls.any())
+
+
+def last_columns(now: Pass, keep: int | Tensor, value: Tensor) -> Pass:
+    """Return the pass restricted to the columns for which logits are computed."""
+    if isinstance(keep, int) and keep == 0:
+        return now
+    which = slice(-keep, None) if isinstance(keep, int) else keep.cpu()
+    tokens = now.tokens.columns(which)
+    assert tokens.positions.shape[1] == value.shape[1]
+    return Pass(tokens, now.sequences, reads={})

@@ -6,12 +6,11 @@ torch hooks, because torch looks up the convention after it has taken its snapsh
 removed by another thread in between is called without keywords.
 """
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +25,18 @@ from steer.context import (
     Taker,
     refuse_checkpointing,
 )
-from steer.errors import SiteNotFound, UnsupportedModel, did_you_mean
+from steer.errors import PlanError, SiteNotFound, did_you_mean
 from steer.generating import refuse_generation, sequences_of_generate
 from steer.interventions.plans import Plan
 from steer.models.layout import Layout, Tap
+from steer.models.layouts import LayoutTable, resolve
+from steer.models.verify import verify_layout
 from steer.module_io import first_tensor, tensor_of, with_tensor
-from steer.passes import open_pass
+from steer.passes import last_columns, open_pass
+from steer.shadow import cover, uncover
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
 from steer.wiring import Key, Wiring, wire
-
-SHADOWS = threading.Lock()
-"""Guards what registries of one model share: its shadowed `generate`."""
 
 
 class HookRegistry:
@@ -52,9 +51,8 @@ class HookRegistry:
         self.layout = layout
         self.decode = decode
         self.lock = threading.RLock()
-        self._handles: dict[Key, tuple[RemovableHandle, int]] = {}
+        self._handles: dict[Key, tuple[tuple[RemovableHandle, ...], int]] = {}
         self._everywhere: tuple[Run, ...] = ()
-        self._shadows = 0
         self._modules: dict[str, nn.Module] = {}
 
     @property
@@ -94,6 +92,53 @@ class HookRegistry:
             if not path:
                 return torch.device("cpu")
             path = path.rpartition(".")[0]
+
+    def verify(self) -> None:
+        """Check on one short pass that every site means what it says (see `verify_layout`).
+
+        Raises:
+            UnsupportedModel: which identity failed, with the numbers.
+        """
+        verify_layout(self.model, self.layout, self.read)
+
+    def add_layout(self, model_type: str, table: LayoutTable) -> None:
+        """Describe this model by a table of your own, which is checked before it counts.
+
+        Raises:
+            UnsupportedModel: the table does not explain the model; the old layout stays.
+            PlanError: something is attached.
+        """
+        with self.lock:
+            if self.live or self._everywhere:
+                raise PlanError("A plan is attached. Detach it before changing the layout.")
+            before = self.layout
+            self.layout = resolve(self.model, {model_type: table})
+            try:
+                self.verify()
+            except BaseException:
+                self.layout = before
+                raise
+
+    def read(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Return what passes at some sites in one short pass, [2, 8, ...], for the check."""
+        found: dict[Site, Tensor] = {}
+
+        def take(site: AnySite, h: Tensor, _: Pass) -> None:
+            assert isinstance(site, Site)
+            found[site] = h
+
+        # Any ids do: the check is of identities that hold for every input.
+        steps = torch.tensor([[7], [11]]) * torch.arange(8) + torch.tensor([[3], [5]])
+        ids = (steps % self.layout.d_vocab).to(self.device_of(Tap("", "output")))
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()  # dropout would break the identities; put back below
+        try:
+            with torch.no_grad(), self.taking([], [(site, take) for site in sites]):
+                self.model(input_ids=ids, use_cache=False)
+        finally:
+            for module in training:
+                module.training = True
+        return found
 
     def wire(self, plan: Plan) -> Wiring:
         """Return the wiring of a plan; registers nothing.
@@ -157,13 +202,10 @@ class HookRegistry:
             done: list[Key] = []
             try:
                 for key in keys:
-                    handle, count = self._handles.get(key, (None, 0))
-                    if handle is None:
-                        handle = self._register(key)
-                    self._handles[key] = (handle, count + 1)
+                    handles, count = self._handles.get(key, ((), 0))
+                    self._handles[key] = (handles or self._register(key), count + 1)
                     done.append(key)
-                with SHADOWS:
-                    self._shadow()
+                cover(self.model, self, self.layout.name)
             except BaseException:
                 self._release(done)
                 raise
@@ -172,26 +214,33 @@ class HookRegistry:
         """Drop one reference to each hook; remove those without any."""
         with self.lock:
             self._release(keys)
-            with SHADOWS:
-                self._unshadow()
+            uncover(self.model, self)
 
     def _release(self, keys: Sequence[Key]) -> None:
         for key in keys:
-            handle, count = self._handles[key]
+            handles, count = self._handles[key]
             if count > 1:
-                self._handles[key] = (handle, count - 1)
-            else:
+                self._handles[key] = (handles, count - 1)
+                continue
+            for handle in handles:
                 handle.remove()
-                del self._handles[key]
+            del self._handles[key]
 
-    def _register(self, key: Key) -> RemovableHandle:
+    def _register(self, key: Key) -> tuple[RemovableHandle, ...]:
         path, side = key
-        module = self.module(path)
+        modules = [self.module(path)]
+        if path == "" and type(self.model).__module__.startswith("peft"):
+            # PeftModel.forward goes around its inner model's hooks, .generate around its own.
+            modules.append(self.module("base_model.model"))
         if side == "open":
-            return module.register_forward_pre_hook(self._open_hook, with_kwargs=True, prepend=True)
+            hook = self._open_hook
+            return tuple(
+                m.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for m in modules
+            )
+        hook = self._input_hook(key) if side == "input" else self._output_hook(key)
         if side == "input":
-            return module.register_forward_pre_hook(self._input_hook(key), with_kwargs=True)
-        return module.register_forward_hook(self._output_hook(key), with_kwargs=True)
+            return tuple(m.register_forward_pre_hook(hook, with_kwargs=True) for m in modules)
+        return tuple(m.register_forward_hook(hook, with_kwargs=True) for m in modules)
 
     def runs(self) -> tuple[Run, ...]:
         """Return what is attached here: for the whole model, then in this context, outer first."""
@@ -297,39 +346,10 @@ class HookRegistry:
 
     # -- generate ------------------------------------------------------------------------------
 
-    def _shadow(self) -> None:
-        self._shadows += 1
-        if self._shadows > 1 or not callable(getattr(self.model, "generate", None)):
-            return
-        ours = getattr(self.model.__dict__.get("generate"), "registries", None)
-        if ours is not None:
-            ours.append(self)
-            return
-        if "generate" in self.model.__dict__:
-            self._shadows -= 1
-            raise UnsupportedModel(
-                f"{self.layout.name} has a `generate` of its own in the instance, put there by "
-                "other code. Replacing it would break that code when the plan leaves. Remove it "
-                "(del model.generate) and attach again."
-            )
-        original = cast("Callable[..., Any]", self.model.generate)
-        registries = [self]  # one model may be wrapped twice: they share the shadow
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            working = [each for each in tuple(registries) if each.runs()]
-            with ExitStack() as rows:
-                for each in working:
-                    kwargs = each._declare(rows, args, kwargs)
-                return original(*args, **kwargs)
-
-        generate.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-        generate.__doc__ = original.__doc__
-        generate.registries = registries  # type: ignore[attr-defined]
-        self.model.__dict__["generate"] = generate
-
-    def _declare(
+    def declare(
         self, rows: ExitStack, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
+        """Declare the prompts of a generate call while `rows` is open; return its arguments."""
         sequences, asked = sequences_of_generate(self.model, args, kwargs)
         declared = SEQUENCES.get().get(id(self))
         if declared is not None and declared.generating:
@@ -338,25 +358,6 @@ class HookRegistry:
             refuse_generation(run.work.wiring, sequences, asked, self.decode)
         rows.enter_context(self.sequences(sequences))
         return asked.without_compilation(kwargs)
-
-    def _unshadow(self) -> None:
-        self._shadows -= 1
-        ours = getattr(self.model.__dict__.get("generate"), "registries", None)
-        if self._shadows or ours is None:
-            return
-        ours.remove(self)
-        if not ours:
-            del self.model.__dict__["generate"]
-
-
-def last_columns(now: Pass, keep: int | Tensor, value: Tensor) -> Pass:
-    """Return the pass restricted to the columns for which logits are computed."""
-    if isinstance(keep, int) and keep == 0:
-        return now
-    which = slice(-keep, None) if isinstance(keep, int) else keep.cpu()
-    tokens = now.tokens.columns(which)
-    assert tokens.positions.shape[1] == value.shape[1]
-    return Pass(tokens, now.sequences, reads={})
 
 
 def _place(site: AnySite) -> tuple[float, int, str]:

@@ -173,7 +173,8 @@ class Work:
     def _fresh(step: Step, now: Pass) -> Tensor:
         # With the cache off every pass sees the row from its start: count only the new positions.
         assert now.tokens.fresh is not None
-        first = torch.where(now.tokens.fresh, now.tokens.positions, 1 << 30).min(1).values
+        counted = now.tokens.fresh & now.tokens.mask
+        first = torch.where(counted, now.tokens.positions, 1 << 30).min(1).values
         by_row = torch.full((now.sequences.n_rows,), 1 << 30)
         by_row[now.tokens.rows] = first
         return step.positions >= by_row.to(step.positions.device)[step.rows][:, None]

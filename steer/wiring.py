@@ -89,19 +89,16 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
     # The receipt's lines follow the plan, row by row; the operations are grouped across rows.
     items = list({id(item): item for item, _ in items_of(plan)}.values())
     lines = {id(item): line for line, item in enumerate(items)}
-    checked: set[int] = set()
     ops: list[Op] = []
     seen: dict[torch.device, dict[int, object]] = {}
     reads: dict[int, object] = {}
     members = _grouped(plan)
-    for place, (item, rows) in enumerate(members):
-        if id(item) not in lines:
-            lines[id(item)] = len(items)
-            items.append(item)
-        with _blame(item, place):
+    for item, rows in members:
+        with _blame(item, lines[id(item)]):
             for site in _sites(item):
                 refuse_pattern(site)
                 taps.setdefault(site, layout.tap(site))
+            refuse_read_only(item, taps[item.site])
             _check_widths(item, layout)
             _check_order(item)
         for part in walk(item):
@@ -170,6 +167,19 @@ def refuse_pattern(site: AnySite) -> None:
         raise PlanError(
             f"{site} can be read by lm.capture but not written: the fused kernel makes it inside "
             "and takes no weights. Edit q or k before it, or z after it."
+        )
+
+
+def refuse_read_only(item: Intervention, tap: Tap) -> None:
+    """Refuse an edit of a tensor that nothing downstream uses: it would do nothing.
+
+    Raises:
+        PlanError: with the layout's reason.
+    """
+    if tap.read_only is not None and not isinstance(item, Monitor):
+        raise PlanError(
+            f"{item.site} can be read but not written: {tap.read_only}. An edit there would "
+            "silently do nothing. Edit an earlier site."
         )
 
 

@@ -52,9 +52,7 @@ def walk(
         return torch.stack([outputs, bins.probabilities(geometric_mixtures(logits))], 1)
 
     make_plan = ARMS[arm](ring, steps, reading.states[ring.site], seed)
-    kept = last_token(
-        lm, prefixes, steps.case, make_plan, read_out, together=N_POINTS, label=arm
-    )
+    kept = last_token(lm, prefixes, steps.case, make_plan, read_out, together=N_POINTS, label=arm)
     if not mixtures:
         return Walk(steps, steps.per_path(kept))
     return Walk(steps, steps.per_path(kept[:, 0]), steps.per_path(kept[:, 1]))
@@ -116,7 +114,7 @@ def profile(values: Float[Tensor, "path point"]) -> list[float]:
 
 
 def heat_map(walks: Walk, period: int) -> list[list[float]]:
-    """Return [bin][point]: mean outputs, concepts counted from each path's own start, other last."""
+    """Return [bin][point]: mean outputs, concepts counted from the path's start, other last."""
     start = walks.steps.per_path(walks.steps.start)[:, 0]
     turned = (torch.arange(period)[None] + start[:, None]) % period
     concepts = walks.outputs[..., :-1].gather(

@@ -149,9 +149,7 @@ def _move(ring: Ring, steps: Steps, states: Tensor, seed: int) -> MakePlan:
 
 def _in_subspace(points: Tensor, ring: Ring) -> MakePlan:
     basis = ring.curve.subspace.basis
-    return lambda rows: [
-        steer.Patch(ring.site, points[rows], subspace=basis, scope=steer.LAST)
-    ]
+    return lambda rows: [steer.Patch(ring.site, points[rows], subspace=basis, scope=steer.LAST)]
 
 
 def _whole(points: Tensor, ring: Ring) -> MakePlan:

@@ -26,34 +26,37 @@ MAX_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Prompts of one length, run up to their last token."""
+class Prefixes:
+    """All prompts but for their last tokens, run once; padded on the left to one length."""
 
-    cases: Tensor
     last: Tensor
     """[case, 1]: the last token of each."""
-    n_tokens: int
+    mask: Tensor
+    """[case, pos]: 1 for real tokens, the last one included."""
     cache: Cache
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prefixes:
-    """All prompts but for their last tokens, by length."""
-
-    groups: tuple[Group, ...]
+    @property
+    def lengths(self) -> Tensor:
+        """Number of real tokens of each prompt, the last one included."""
+        return self.mask.sum(1)
 
 
 def run_prefixes(lm: steer.LM, rows: Sequence[Sequence[int]]) -> Prefixes:
     """Run every prompt up to its last token."""
-    lengths = torch.tensor([len(row) for row in rows])
-    groups = []
-    for n in lengths.unique().tolist():
-        cases = (lengths == n).nonzero()[:, 0]
-        ids = torch.tensor([list(rows[i]) for i in cases.tolist()], device=lm.device)
-        with torch.no_grad():
-            out = lm.model(input_ids=ids[:, :-1], use_cache=True, logits_to_keep=1)
-        groups.append(Group(cases, ids[:, -1:], n, out.past_key_values))
-    return Prefixes(tuple(groups))
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    before = mask[:, :-1]
+    with torch.no_grad():
+        out = lm.model(
+            input_ids=ids[:, :-1],
+            attention_mask=before,
+            position_ids=(before.cumsum(1) - 1).clamp_min(0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return Prefixes(ids[:, -1:], mask, out.past_key_values)
 
 
 def last_token(
@@ -79,29 +82,37 @@ def last_token(
     """
     d_vocab = lm.model.get_output_embeddings().weight.shape[0]
     size = max(1, min(MAX_ROWS, MAX_LOGITS // d_vocab) // together) * together
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts = []
     with tqdm(total=len(cases), desc=label, unit="row", leave=False, delay=2) as bar:
-        for group in prefixes.groups:
-            place = torch.full((int(max(cases.max(), group.cases.max())) + 1,), -1)
-            place[group.cases] = torch.arange(len(group.cases))
-            for rows in (place[cases] >= 0).nonzero()[:, 0].split(size):
-                logits = _one_token(lm, group, place[cases[rows]], make_plan(rows))
-                parts.append((rows, read_out(logits, rows).cpu()))
-                bar.update(len(rows))
-    order = torch.cat([rows for rows, _ in parts])
-    values = torch.cat([kept for _, kept in parts])
-    return torch.empty_like(values).index_copy(0, order, values)
+        for rows in torch.arange(len(cases)).split(size):
+            logits = _one_token(lm, prefixes, cases[rows], make_plan(rows))
+            parts.append(read_out(logits, rows).cpu())
+            bar.update(len(rows))
+    return torch.cat(parts)
 
 
-def _one_token(lm: steer.LM, group: Group, member: Tensor, plan: steer.Plan) -> Tensor:
-    """Return the logits [row, vocab] after the last token of some members of a group."""
-    member = member.to(lm.device)
-    # The pass appends to the cache it is given, so it gets its own.
-    cache = copy.deepcopy(group.cache)
-    cache.batch_select_indices(member)
+def _one_token(lm: steer.LM, prefixes: Prefixes, cases: Tensor, plan: steer.Plan) -> Tensor:
+    """Return the logits [row, vocab] after the last tokens of some prompts."""
+    cases = cases.to(lm.device)
+    mask = prefixes.mask[cases]
     with torch.no_grad(), lm.attached(plan) as run:
-        run.prompt([group.n_tokens] * len(member))
+        run.prompt(mask.sum(1))
         out = lm.model(
-            input_ids=group.last[member], past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=prefixes.last[cases],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=_rows_of(prefixes.cache, cases),
+            use_cache=True,
+            logits_to_keep=1,
         )
     return out.logits[:, -1]
+
+
+def _rows_of(cache: Cache, rows: Tensor) -> Cache:
+    """Return some rows of a cache, which itself stays as it is."""
+    # A pass appends by making new tensors, and so does the selection: copying the containers is
+    # enough, and the tensors of the rows not asked for are never copied.
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen

@@ -1,9 +1,9 @@
 """Choose the block on the train contexts: each context in turn is held out and steered.
 
-The criterion is what steering is for, the probability of the concept that should be passed on the
-ring, and not the contrast with the chord, which is the claim to be tested. Where writes are
-overwritten by later blocks both distances are small and the ratio is near 1, so neither of them
-would find the blocks at which steering works.
+The criterion is how far a steered output is from the natural output at the place aimed at: small
+only where a write both works and keeps the output natural. It does not look at the chord, whose
+contrast with the ring is the claim to be tested; and neither the distance to the nearest natural
+output nor that contrast would do, as both look harmless where later blocks overwrite the write.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,12 @@ class Block:
 
     site: str
     layer: int
+    miss: float
+    """Mean Hellinger distance to the natural output aimed at, on the ring: the criterion."""
     p_passed_manifold: float
     p_passed_chord: float
     manifold: float
-    """Mean Hellinger distance to the natural outputs of the other contexts."""
+    """Mean Hellinger distance to the nearest natural output of the other contexts."""
     chord: float
 
 
@@ -50,9 +52,7 @@ class _Probe:
     def of(cls, reading: Reading) -> "_Probe":
         chosen = (reading.concept % STARTS) == (reading.context % STARTS)
         cases = (chosen & reading.correct).nonzero()[:, 0]
-        return cls(
-            cases.repeat_interleave(len(SHARES)), torch.tensor(SHARES).repeat(len(cases))
-        )
+        return cls(cases.repeat_interleave(len(SHARES)), torch.tensor(SHARES).repeat(len(cases)))
 
 
 def scan(
@@ -89,8 +89,8 @@ def scan(
 
 
 def best_of(blocks: Sequence[Block]) -> Block:
-    """Return the block at which the concept that should be passed is the likeliest."""
-    return max(blocks, key=lambda block: block.p_passed_manifold)
+    """Return the block at which steered outputs are nearest to what they aim at."""
+    return min(blocks, key=lambda block: block.miss)
 
 
 def _targets(
@@ -126,12 +126,17 @@ def _score(
     period: int,
 ) -> Block:
     context, half = reading.context[rows.case], period // 2
-    target = (reading.concept[rows.case] + (rows.share * half).round().long()) % period
+    u = reading.concept[rows.case] + (rows.share * half).round()
+    target = u.long() % period
     distance = torch.empty(2, len(context), dtype=torch.double)
+    miss = torch.empty(len(context), dtype=torch.double)
     both = outputs.reshape(2, len(context), -1)
     for held_out, (_, behavior) in folds.items():
         at = context == held_out
         distance[:, at] = behavior.distance(both[:, at].double(), "hellinger").double()
+        miss[at] = manifolds.hellinger(both[0, at].double(), behavior.decode(u[at]).double())
     p = both.gather(-1, target[None, :, None].expand(2, -1, 1))[..., 0].mean(1)
     mean = distance.mean(1)
-    return Block(name, layer, float(p[0]), float(p[1]), float(mean[0]), float(mean[1]))
+    return Block(
+        name, layer, float(miss.mean()), float(p[0]), float(p[1]), float(mean[0]), float(mean[1])
+    )

@@ -28,6 +28,7 @@ from steer.sites import AnySite, ModuleSite
 from steer.wiring import Key, wire
 
 if TYPE_CHECKING:
+    from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
 
 HOOKS: Mapping[str, tuple[str, str]] = {
@@ -145,7 +146,7 @@ def bridge_layout(bridge: "TransformerBridge") -> Layout:
 
 
 def _taps(
-    hooks: Mapping[str, object], n_layers: int
+    hooks: Mapping[str, "HookPoint"], n_layers: int
 ) -> tuple[dict[str, Tap], dict[str, str], dict[int, dict[str, Tap | str]]]:
     """Return (taps, reasons for absence, what single blocks lack) from the hooks that exist."""
     taps = {name: Tap(path, side) for name, (path, side) in HOOKS.items()}  # type: ignore[arg-type]
@@ -158,13 +159,23 @@ def _taps(
     for name, tap in list(taps.items()):
         # Parallel blocks have attn_out but no state between attention and MLP.
         needed = "blocks.{layer}.hook_resid_mid" if name == "resid_mid" else tap.path
-        lacking = [at for at in range(n_layers) if needed.format(layer=at) not in hooks]
+        lacking = [at for at in range(n_layers) if not _has(hooks, needed.format(layer=at))]
         if len(lacking) == n_layers:
             del taps[name]
             absent[name] = f"this bridge has no {needed}"
         for at in lacking if len(lacking) < n_layers else ():
             special.setdefault(at, {})[name] = f"this bridge has no {needed.format(layer=at)}"
     return taps, absent, special
+
+
+def _has(hooks: Mapping[str, "HookPoint"], name: str) -> bool:
+    # On a mixture of experts TransformerLens points mlp.hook_pre and mlp.hook_post at the MLP's own
+    # input and output, which are other tensors than the names say.
+    if name not in hooks:
+        return False
+    whole = {"hook_pre": ".mlp.hook_in", "hook_post": ".mlp.hook_out"}
+    ending = whole.get(name.rpartition(".")[2])
+    return ending is None or not str(hooks[name].name).endswith(ending)
 
 
 class InBridge:

@@ -89,7 +89,8 @@ class Patch(Recipe):
         """Return the source, token by token."""
         new = self._for_tokens(step)
         if self.subspace is None:
-            return new.to(h.dtype).expand_as(h)
+            # A copy: Falcon adds in place into what its MLP returned, which must not be the source.
+            return new.to(h.dtype).expand_as(h).clone()
         change = coordinates(new, self.subspace) - coordinates(h, self.subspace)
         return add_delta(h, within(change.to(precise(h).dtype), self.subspace))
 

@@ -20,7 +20,7 @@ from steer.protocols import Intervention
 
 N_ROWS = 32
 """Rows of the batch of which every law uses a part; at least one for each factory."""
-N_NEW = 4
+N_NEW = 3
 """Tokens that the laws generate: enough for a decode step to differ from the one before."""
 
 

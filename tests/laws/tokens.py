@@ -13,8 +13,6 @@ from tests.laws.interventions import (
     N_NEW,
     WITHOUT_STRENGTH,
     Setting,
-    Wanted,
-    make,
     one_each,
 )
 from tests.laws.running import block, forward, gap, generated, padded, same_bits, watching
@@ -61,7 +59,8 @@ def law_scopes_mean_positions(setting: Setting) -> None:
         with torch.no_grad(), setting.lm.attached(plan) as run, _seen(setting) as seen:
             setting.lm.model(**batch.inputs())
         how = f"padded on the {'left' if left else 'right'} by {extra} more"
-        edited = _edited(setting, seen, batch.starts, times=1, cached=True)
+        totals = [len(row) for row in rows]
+        edited = _edited(setting, seen, batch.starts, totals, cached=True)
         _check_scopes(names, rows, edited, 0, how)
         _check_receipt(names, rows, run.receipt, 0, how)
 
@@ -70,7 +69,6 @@ GENERATING: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "cached": (1, {}),
     "cache off": (1, {"use_cache": False}),
     "chunks of 3": (1, {"prefill_chunk_size": 3}),
-    "chunks of 1": (1, {"prefill_chunk_size": 1}),
     "static cache": (1, {"cache_implementation": "static"}),
     "beams": (2, {"num_beams": 2}),
     "return sequences": (3, {"do_sample": True, "num_return_sequences": 3}),
@@ -89,8 +87,10 @@ def law_scopes_mean_positions_while_generating(setting: Setting) -> None:
             with torch.random.fork_rng(devices=[]):
                 setting.lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, **asked)
         cached = asked.get("use_cache", True)
-        edited = _edited(setting, seen, batch.starts, times=times, cached=bool(cached))
         # The last new token is never given back to the model: N_NEW - 1 positions are seen.
+        totals = [len(row) + N_NEW - 1 for row in rows for _ in range(times)]
+        starts = [start for start in batch.starts for _ in range(times)]
+        edited = _edited(setting, seen, starts, totals, cached=bool(cached))
         _check_scopes(names, rows, edited, N_NEW - 1, how)
         _check_receipt(names, rows, run.receipt, N_NEW - 1, how, times)
 
@@ -133,25 +133,25 @@ def law_padding_changes_nothing(setting: Setting) -> None:
     names, items = one_each(setting)
     rows = setting.prompts[: len(names)]
     plan = steer.Rows([[item] for item in items])
-    alone = [_alone(setting, name, at) for at, name in enumerate(names)]
-    for left, extra in ((True, 0), (True, 5), (False, 0), (False, 3)):
+    first = padded(setting.lm, rows, left=True)
+    known = first.real(forward(setting.lm, first, plan))
+    for left, extra in ((True, 5), (False, 0), (False, 3)):
         batch = padded(setting.lm, rows, left=left, extra=extra)
         found = batch.real(forward(setting.lm, batch, plan))
-        gaps = {n: gap(a, b) for n, a, b in zip(names, alone, found, strict=True)}
+        gaps = {n: gap(a, b) for n, a, b in zip(names, known, found, strict=True)}
         worst = max(gaps, key=lambda n: gaps[n])
         side = "left" if left else "right"
         assert gaps[worst] <= LIMIT, f"{worst}: {gaps[worst]:.1e} by padding {extra} on the {side}"
 
 
 def law_the_cache_changes_nothing(setting: Setting) -> None:
-    """Generation gives the same logits with the cache on, off, static, and in chunks."""
+    """Generation gives the same logits with the cache on, off, and in chunks."""
     names, items = one_each(setting)
     rows = setting.prompts[: len(names)]
     plan = steer.Rows([[item] for item in items])
     whole = generated(setting.lm, rows, plan, new=N_NEW)
-    for how, (times, options) in GENERATING.items():
-        if times > 1 or not options:
-            continue
+    for how in ("cache off", "chunks of 3"):
+        _, options = GENERATING[how]
         other = generated(setting.lm, rows, plan, new=N_NEW, **options)
         for at, name in enumerate(names):
             apart = gap(whole.logits[at], other.logits[at])
@@ -184,11 +184,6 @@ TOKEN_LAWS = (
 """Each takes a setting; every factory is in a row of its own."""
 
 
-def _alone(setting: Setting, name: str, row: int) -> Tensor:
-    plan = [make(name, Wanted(setting, (row,)))]
-    return forward(setting.lm, padded(setting.lm, [setting.prompts[row]], left=False), plan)[0]
-
-
 def _marked(setting: Setting, names: Sequence[str]) -> tuple[list[list[int]], steer.Rows]:
     # A whole replacement by a known vector: which tokens carry it can be read without a baseline.
     plans = [[steer.Patch(setting.site, _marker(setting), scope=SCOPES[n][0])] for n in names]
@@ -205,28 +200,30 @@ def _seen(setting: Setting):  # noqa: ANN202 - a context manager of lists
 
 
 def _edited(
-    setting: Setting, seen: Sequence[Tensor], starts: Sequence[int], *, times: int, cached: bool
+    setting: Setting,
+    seen: Sequence[Tensor],
+    starts: Sequence[int],
+    totals: Sequence[int],
+    *,
+    cached: bool,
 ) -> _Edited:
     """Return which positions each row of the passes saw and which were marked."""
     marker = _marker(setting)
-    found: _Edited = [([], []) for _ in range(len(starts) * times)]
+    found: _Edited = [([], []) for _ in starts]
     column = 0
     for h in seen:
-        if not cached:
-            column = 0
         hit = (h == marker).all(-1)
         for at, (positions, edited) in enumerate(found):
-            # Beams and chunked passes: the first pass may come before rows are expanded.
-            row = at if h.shape[0] == len(found) else at // times
+            # The first pass of sampled return sequences may come before the rows are expanded.
+            row = at * h.shape[0] // len(found)
             for c in range(h.shape[1]):
-                place = column + c - starts[at // times]
-                if place < 0:
-                    assert not hit[row, c], f"padding was edited in row {at // times}"
+                place = column + c - starts[at]
+                if not 0 <= place < totals[at]:
+                    assert not hit[row, c], f"padding of row {row} was edited"
                     continue
                 positions.append(place)
-                if hit[row, c]:
-                    edited.append(place)
-        column += h.shape[1]
+                edited += [place] * int(hit[row, c])
+        column = column + h.shape[1] if cached else 0
     return found
 
 

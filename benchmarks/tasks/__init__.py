@@ -1,0 +1,3 @@
+"""The declared tasks; importing this registers them."""
+
+from benchmarks.tasks import rings as rings

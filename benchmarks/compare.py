@@ -92,8 +92,7 @@ def numbers_table(result: Result) -> Table:
     for kind, numbers in (("", result.numbers), (" (control)", result.controls)):
         for name, number in numbers.items():
             value = "unscored" if number.value is None else f"{number.value:.4g}"
-            interval = (
-                "" if number.lo is None or number.hi is None else f"{number.lo:.3g} to {number.hi:.3g}"
-            )
+            known = number.lo is not None and number.hi is not None
+            interval = f"{number.lo:.3g} to {number.hi:.3g}" if known else ""
             table.add_row(name + kind, value, interval)
     return table

@@ -59,7 +59,9 @@ def numbers_html(results: Sequence[Result]) -> str:
 def provenance_html(result: Result) -> str:
     """Return where a result comes from, folded away."""
     text = escape(json.dumps(dict(result.provenance), indent=1))
-    return f"<details><summary>{escape(result.model)}: provenance</summary><pre>{text}</pre></details>"
+    return (
+        f"<details><summary>{escape(result.model)}: provenance</summary><pre>{text}</pre></details>"
+    )
 
 
 def _section(task: str, group: Sequence[Result]) -> str:

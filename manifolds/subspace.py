@@ -38,6 +38,10 @@ class Subspace:
     origin: Mapping[str, object] | None = None
     """Where the points were read (model, weights, site, scope), as JSON values."""
 
+    def __post_init__(self) -> None:
+        """Lay the rows out one after the other, as a saved basis is: products round by layout."""
+        object.__setattr__(self, "basis", self.basis.contiguous())
+
     @property
     def d_model(self) -> int:
         """Width of the ambient space."""

@@ -76,7 +76,8 @@ class LinearProbe:
                 "every state it steers into NaN. Refit it."
             )
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        object.__setattr__(self, "weight", self.weight.detach().to(dtype))
+        # Contiguous, as a saved weight is: products round by memory layout.
+        object.__setattr__(self, "weight", self.weight.detach().to(dtype).contiguous())
         object.__setattr__(self, "bias", self.bias.detach().to(dtype))
         if self.classes is not None:
             labels = tuple(plain(list(self.classes), "classes"))  # type: ignore[arg-type]

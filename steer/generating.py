@@ -27,6 +27,9 @@ REFUSED = (
 )
 """Options of modes whose passes are not one token after another (or of code from elsewhere)."""
 
+DEFAULT_NEW = 20
+"""New tokens where neither max_new_tokens nor max_length is given (transformers 5)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -35,6 +38,8 @@ class Asked:
     beams: int
     sampling: bool
     cached: bool
+    n_new: int
+    """New tokens at most."""
 
     def without_compilation(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments with automatic compilation off: a compiled graph ignores hooks."""
@@ -88,7 +93,7 @@ def sequences_of_generate(
         column=start,
         seen=start,
     )
-    asked = _asked(model, given)
+    asked = _asked(model, given, mask.shape[1])
     if asked.beams == 1:  # a beam that ends leaves the batch
         sequences.ends = tuple(sorted(_ends(model, given)))
     return sequences, asked
@@ -128,12 +133,14 @@ def _ends(model: nn.Module, given: dict[str, Any]) -> set[int]:
     return {int(e) for e in torch.as_tensor(end).reshape(-1)}
 
 
-def _asked(model: nn.Module, given: dict[str, Any]) -> Asked:
+def _asked(model: nn.Module, given: dict[str, Any], width: int) -> Asked:
     cached = _option(model, given, "use_cache")
+    n_new, longest = (_option(model, given, name) for name in ("max_new_tokens", "max_length"))
     return Asked(
         int(_option(model, given, "num_beams") or 1),
         bool(_option(model, given, "do_sample")),
         cached is None or bool(cached),
+        int(n_new or max((longest or 0) - width, DEFAULT_NEW)),
     )
 
 
@@ -153,7 +160,7 @@ def refuse_generation(
     prompt, past = sequences.prompt, sequences.column
     width = prompt.mask.shape[1]
     after = Tokens(
-        prompt.positions(0, width + 2),
+        prompt.positions(0, width + asked.n_new),
         sequences.row_ids,
         prompt.lengths,
         None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from steer.activations import Activations
 from steer.capture import Taken, capture_identity, capture_rows
@@ -18,6 +18,7 @@ from steer.interventions.plans import Plan
 from steer.models import LoadedModel, Provenance, load_model, wrap_model
 from steer.models.fingerprint import fingerprint
 from steer.models.layouts import LayoutTable, resolve
+from steer.models.load import HFModel
 from steer.prompts import Message, Prompts, as_rows, render_chat
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
@@ -50,7 +51,7 @@ class LM:
         Raises:
             UnsupportedModel: its blocks could not be explained.
         """
-        self.model: PreTrainedModel = loaded.model
+        self.model: HFModel = loaded.model
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.provenance: Provenance = loaded.provenance
         layout = resolve(self.model, layouts)
@@ -122,7 +123,7 @@ class LM:
         """Return the token ids of each prompt; strings exactly as tokenizer(p) gives them."""
         config = getattr(self.model.config, "text_config", self.model.config)
         longest = getattr(config, "max_position_embeddings", None)
-        return as_rows(prompts, self.tokenizer, longest)
+        return as_rows(prompts, self.tokenizer, longest, self.registry.layout.d_vocab)
 
     def chat(self, messages: Sequence[Message]) -> str:
         """Return a chat as text, ready for the assistant's answer."""
@@ -378,7 +379,7 @@ def load(
 
 
 def wrap(
-    model: PreTrainedModel,
+    model: HFModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     layouts: Mapping[str, LayoutTable] = MappingProxyType({}),

@@ -16,12 +16,16 @@ Prompts = Sequence[str] | Sequence[Sequence[int]] | BatchEncoding | Sequence[Seq
 
 
 def as_rows(
-    prompts: Prompts, tokenizer: PreTrainedTokenizerBase, longest: int | None
+    prompts: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int | None,
+    n_tokens: int,
 ) -> list[list[int]]:
     """Return one list of token ids per prompt; strings exactly as tokenizer(p) gives them.
 
     Raises:
-        PlanError: a lone string, an empty batch or prompt, or one longer than the context.
+        PlanError: a lone string, an empty batch or prompt, one longer than the context, a token id
+            that the model does not have.
     """
     if isinstance(prompts, str):
         raise PlanError(
@@ -46,6 +50,13 @@ def as_rows(
             raise PlanError(
                 f"Prompt {at} has {len(row)} tokens but the model's context is {longest}. "
                 "Positions beyond it were never trained. Shorten the prompt."
+            )
+        strange = next((i for i in row if not 0 <= i < n_tokens), None)
+        if strange is not None:
+            raise PlanError(
+                f"Prompt {at} holds the token id {strange}, but the model has embeddings for ids 0 "
+                f"to {n_tokens - 1}. It was probably made by another model's tokenizer. Use "
+                "lm.tokenizer."
             )
     return rows
 

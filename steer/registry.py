@@ -28,6 +28,7 @@ from steer.context import (
 from steer.errors import PlanError, SiteNotFound, did_you_mean
 from steer.generating import refuse_generation, sequences_of_generate
 from steer.interventions.plans import Plan
+from steer.models.fingerprint import fingerprint
 from steer.models.layout import Layout, Tap
 from steer.models.layouts import LayoutTable, resolve
 from steer.models.verify import verify_layout
@@ -36,7 +37,7 @@ from steer.passes import last_columns, open_pass
 from steer.shadow import cover, uncover
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
-from steer.wiring import Key, Wiring, wire
+from steer.wiring import Key, Op, Wiring, check_origins, wire
 
 
 class HookRegistry:
@@ -147,6 +148,7 @@ class HookRegistry:
             SteerError: anything about the plan that does not fit this model.
         """
         wiring = wire(plan, self.layout, self.device_of)
+        check_origins(wiring.items, lambda: fingerprint(self.model), self.layout.name)
         for tap in wiring.taps.values():
             self.module(tap.path)
         return wiring
@@ -310,10 +312,10 @@ class HookRegistry:
         flat = value.ndim == 2 and value.shape[0] == shape[0] * shape[1]
         h = value.unflatten(0, shape) if flat else value
         new = h
-        sites = {op.site for run in runs for op in run.work.wiring.ops.get(key, ())}
-        taken = {s for run in runs for s, _, _ in run.takers.get(key, ())}
-        for site in sorted(sites | taken, key=_place):
-            new = self._serve_site(site, key, new, now, runs)
+        ops = [op.site for run in runs for op in run.work.wiring.ops.get(key, ())]
+        taken = [site for run in runs for site, _, _ in run.takers.get(key, ())]
+        for place in sorted({_place(site) for site in (*ops, *taken)}):
+            new = self._serve_place(place, key, new, now, runs)
         if key[1] == "input":
             for run in runs:
                 if key[0] in run.bases:
@@ -322,27 +324,32 @@ class HookRegistry:
             return value
         return new.flatten(0, 1) if flat else new
 
-    def _serve_site(
-        self, site: AnySite, key: Key, whole: Tensor, now: Pass, runs: tuple[Run, ...]
+    def _serve_place(
+        self, place: tuple[float, int, str], key: Key, whole: Tensor, now: Pass, runs: Sequence[Run]
     ) -> Tensor:
-        tap = self.layout.tap(site)
-        base = None if tap.base is None else now.bases[tap.base]
-        part = tap.view.get(whole)
-        before = part if base is None else base + part
-        h = before
+        # All heads and one head are the same place: in the order of the plan, and taken after it.
         for run in runs:
             for op in run.work.wiring.ops.get(key, ()):
-                if op.site == site:
-                    h = run.work.apply(op, h, now)
-        if h is not before:
-            # resid_mid is a sum that no module returns: write the difference into its last summand.
-            new = h if base is None else torch.where(h == before, part, part + (h - before))
-            whole = tap.view.put(whole, new)
+                if _place(op.site) == place:
+                    whole = self._apply(run, op, whole, now)
         for run in runs:
-            for wanted, _, taker in run.takers.get(key, ()):
-                if wanted == site:
-                    taker(site, h, now)
+            for site, tap, taker in run.takers.get(key, ()):
+                if _place(site) == place:
+                    taker(site, _value(tap, whole, now), now)
         return whole
+
+    @staticmethod
+    def _apply(run: Run, op: Op, whole: Tensor, now: Pass) -> Tensor:
+        tap = run.work.wiring.taps[op.site]
+        before = _value(tap, whole, now)
+        h = run.work.apply(op, before, now)
+        if h is before:
+            return whole
+        if tap.base is not None:
+            # resid_mid is a sum that no module returns: write the difference into its last summand.
+            part = tap.view.get(whole)
+            h = torch.where(h == before, part, part + (h - before))
+        return tap.view.put(whole, h)
 
     # -- generate ------------------------------------------------------------------------------
 
@@ -361,4 +368,9 @@ class HookRegistry:
 
 
 def _place(site: AnySite) -> tuple[float, int, str]:
-    return (*site.order, str(site)) if isinstance(site, Site) else (-2.0, 0, str(site))
+    return (*site.order, "") if isinstance(site, Site) else (-2.0, 0, str(site))
+
+
+def _value(tap: Tap, whole: Tensor, now: Pass) -> Tensor:
+    part = tap.view.get(whole)
+    return part if tap.base is None else now.bases[tap.base] + part

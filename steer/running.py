@@ -157,6 +157,8 @@ class Work:
                 in_scope = is_open
                 if step.positions.shape == now.tokens.positions.shape:
                     in_scope = is_open & now.select(op.item.scope, op.rows).on(before.device)[0]
+                if now.tokens.fresh is not None:
+                    in_scope = in_scope & self._fresh(step, now)
                 line.gate.index_add_(0, step.rows, in_scope.float().sum(1))
             if after is before:
                 return

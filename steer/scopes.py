@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steer.errors import ScopeError, SpecError
+from steer.errors import ScopeError, SpecError, SteerError
 from steer.tokens import Tokens, find_text
 
 Missing = Literal["error", "skip"]
@@ -300,7 +300,9 @@ def parse_scope(printed: str) -> Scope:
 
     try:
         return build(ast.parse(printed, mode="eval").body)
-    except (SyntaxError, TypeError, RecursionError) as broken:
+    except SteerError:
+        raise
+    except (SyntaxError, ValueError, TypeError, RecursionError) as broken:
         raise SpecError(
             f"{printed!r} is not a scope ({broken}). Write the artefact again with steer.save."
         ) from None

@@ -9,7 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from steer.errors import UnsupportedModel
 LOCK = threading.Lock()
 
 
+@runtime_checkable  # the test run checks types with beartype, which needs isinstance
 class Owner(Protocol):
     """A registry, as far as a shadow is concerned."""
 

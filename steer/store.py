@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steer.activations import Activations
-from steer.errors import SpecError
+from steer.errors import ScopeError, SpecError
 from steer.sites import AnySite
 
 VERSION = 1
@@ -123,7 +123,16 @@ class Store:
 
 
 def placed(rows: Tensor, positions: Tensor, n_rows: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return where each token goes in [batch] or [batch, n], the mask, and the positions there."""
+    """Return where each token goes in [batch] or [batch, n], the mask, and the positions there.
+
+    Raises:
+        ScopeError: there is no token at all.
+    """
+    if len(rows) == 0:
+        raise ScopeError(
+            "The scope of this capture holds no token in any row, so there is nothing to return. "
+            "Choose another one; for GENERATED say how many: max_new_tokens=8."
+        )
     order = torch.argsort(rows * (int(positions.max()) + 1) + positions)
     counts = torch.bincount(rows, minlength=n_rows)
     rank = torch.empty_like(rows)

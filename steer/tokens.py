@@ -137,20 +137,26 @@ class Tokens:
 def find_text(prompt: Prompt, row: int, needle: str, nth: int, decode: Decode) -> tuple[int, int]:
     """Return the token span [start, stop) of the nth occurrence of a text in one row.
 
-    The span holds every token that contributes a character of the text. Prefixes are decoded, so
-    that characters spread over several byte-level tokens are counted where they are complete.
+    The span holds every token that contributes a byte of the text. Prefixes are decoded, because
+    a character may be spread over several byte-level tokens.
 
     Raises:
         LookupError: the text does not occur so often; the argument is how often it does.
     """
     assert prompt.ids is not None
     ids = prompt.ids[row][prompt.mask[row]][: int(prompt.lengths[row])].tolist()
-    ends = [len(decode(ids[: i + 1])) for i in range(len(ids))]
+    prefixes = [decode(ids[: i + 1]) for i in range(len(ids))]
     text = decode(ids)
+    # A character of which only some bytes have come decodes to a replacement: begun, not complete.
+    begun = [len(prefix) for prefix in prefixes]
+    complete = [
+        len(prefix if text.startswith(prefix) else prefix.rstrip("\N{REPLACEMENT CHARACTER}"))
+        for prefix in prefixes
+    ]
     found = [at for at in range(len(text)) if text.startswith(needle, at)]
     if not -len(found) <= nth < len(found):
         raise LookupError(len(found))
     begin = found[nth]
-    stop = next(i for i, end in enumerate(ends) if end >= begin + len(needle)) + 1
-    start = next(i for i, end in enumerate(ends) if end > begin)
+    stop = next(i for i, end in enumerate(complete) if end >= begin + len(needle)) + 1
+    start = next(i for i, end in enumerate(begun) if end > begin)
     return start, stop

@@ -4,13 +4,13 @@ Pure: takes a plan and a layout, touches no module. Reads come just before the f
 that needs them, so that a reading sees the stream as that intervention would.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from steer.errors import PlanError, SteerError, WidthMismatch
+from steer.errors import PlanError, SpecError, SteerError, WidthMismatch
 from steer.interventions.gates import Monitor, Read, When
 from steer.interventions.patch import Patch
 from steer.interventions.plans import Plan, Rows, items_of
@@ -192,23 +192,55 @@ def _sites(item: Intervention) -> list[AnySite]:
 
 
 def _check_widths(item: Intervention, layout: Layout) -> None:
-    width = layout.width(item.site)
-    for what, size in widths_of(item, item.site):
+    found = [(item.site, what, size) for what, size in widths_of(item, item.site)]
+    for part in walk(item):
+        for read, _ in part.reads() if isinstance(part, Recipe) else ():
+            size = getattr(read.probe, "d_model", None)
+            found += [] if size is None else [(read.site, "the probe", size)]
+    for site, what, size in found:
+        width = layout.width(site)
         if width is not None and size != width:
+            origins = [origin for _, origin in _origins(item)]
+            said = f" (its origin says {dict(origins[0])})" if origins else ""
             raise WidthMismatch(
-                f"{what} has {size} entries but {item.site} is {width} wide in {layout.name}. It "
-                f"was probably fitted on another model or site{_origin(item)}. Refit it on "
-                "activations captured from this model at this site."
+                f"{what} has {size} entries but {site} is {width} wide in {layout.name}. It was "
+                f"probably fitted on another model or site{said}. Refit it on activations captured "
+                "from this model at this site."
             )
 
 
-def _origin(item: Intervention) -> str:
+def _origins(item: Intervention) -> Iterator[tuple[object, Mapping[str, object]]]:
+    # Of what was fitted on activations: the manifold of an intervention, the probe of a read.
     for part in walk(item):
-        for name in ("manifold", "probe"):
-            origin = getattr(getattr(part, name, None), "origin", None)
-            if origin:
-                return f" (its origin says {dict(origin)})"
-    return ""
+        reads = part.reads() if isinstance(part, Recipe) else ()
+        for fitted in (getattr(part, "manifold", None), *(read.probe for read, _ in reads)):
+            origin = getattr(fitted, "origin", None)
+            if isinstance(origin, Mapping):
+                yield fitted, origin
+
+
+def check_origins(items: Sequence[Intervention], weights: Callable[[], str], name: str) -> None:
+    """Refuse what says that it was fitted on other weights; what says nothing is not checked.
+
+    Raises:
+        SpecError: names both.
+    """
+    claims = [
+        (item, fitted, origin)
+        for item in items
+        for fitted, origin in _origins(item)
+        if origin.get("weights") is not None
+    ]
+    mine = weights() if claims else ""
+    for item, fitted, origin in claims:
+        if origin["weights"] != mine:
+            raise SpecError(
+                f"{item!r} holds {fitted!r}, which was fitted on {origin.get('model', 'a model')} "
+                f"with weights {origin['weights']}, but {name} has weights {mine}. Directions and "
+                "shapes of one model mean nothing in another. Refit it on activations of this "
+                "model, or, if you mean it, drop the claim with "
+                "dataclasses.replace(fitted, origin=None)."
+            )
 
 
 def _check_order(item: Intervention) -> None:

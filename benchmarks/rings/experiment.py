@@ -15,6 +15,7 @@ import steer
 from benchmarks import stats
 from benchmarks.data.rings import Ring as Concepts
 from benchmarks.errors import BenchmarkError
+from benchmarks.result import Outcome
 from benchmarks.rings import measure
 from benchmarks.rings.measure import Walk
 from benchmarks.rings.paths import (
@@ -29,7 +30,6 @@ from benchmarks.rings.paths import (
 from benchmarks.rings.prefix import run_prefixes
 from benchmarks.rings.reading import Bins, Reading, bins_of, read, require_all_concepts
 from benchmarks.rings.scan import Block, best_of, scan
-from benchmarks.result import Outcome
 from benchmarks.stats import Grid, Number
 from benchmarks.task import Options
 

@@ -6,6 +6,7 @@ of the train contexts. The grids are [start, context] as `stats` takes them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def geometric_mixtures(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row
 def distances(
     outputs: Float[Tensor, "*path bin"],
     behavior: manifolds.Behavior,
-    metric: manifolds.behavior.simplex.Metric = "hellinger",
+    metric: Literal["hellinger", "bhattacharyya"] = "hellinger",
 ) -> Float[Tensor, "*path"]:
     """Return the distance of each output to the nearest natural one."""
     return behavior.distance(outputs.double(), metric)

@@ -80,7 +80,7 @@ def last_token(
         together: rows come in runs of this length, each of one prompt, and stay in one pass.
         label: of the progress bar.
     """
-    d_vocab = lm.model.get_output_embeddings().weight.shape[0]
+    d_vocab = lm.registry.layout.d_vocab
     size = max(1, min(MAX_ROWS, MAX_LOGITS // d_vocab) // together) * together
     parts = []
     with tqdm(total=len(cases), desc=label, unit="row", leave=False, delay=2) as bar:

@@ -131,7 +131,7 @@ def with_bos(lm: steer.LM, text: str) -> list[int]:
     Without it a small model's in-context ability collapses (gemma3-270m), so it is put in by id.
     """
     bos = lm.tokenizer.bos_token_id
-    return [*([] if bos is None else [int(bos)]), *_ids(lm, text)]
+    return [*([bos] if isinstance(bos, int) else []), *_ids(lm, text)]
 
 
 def _ids(lm: steer.LM, text: str) -> list[int]:

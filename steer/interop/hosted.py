@@ -1,7 +1,10 @@
-"""A plan at work inside another library's hooks: the passes are opened by our registry, the tensors
-come from the other library, and the edits are our own `edit(h, step)`, applied by `steer.running`.
+"""A plan at work inside another library's hooks.
+
+The passes are opened by our registry, the tensors come from the other library, and the edits are
+our own `edit(h, step)`, applied by `steer.running`.
 """
 
+from contextvars import Context
 from itertools import groupby
 
 import torch
@@ -10,21 +13,25 @@ from torch import Tensor
 from steer.context import PASS, Run
 from steer.models.layout import Layout
 from steer.running import Pass
+from steer.sites import AnySite
 from steer.wiring import Key, Op
 
 
-def current_pass(run: Run) -> Pass | None:
-    """Return the pass that is open in this context under a run, or None outside of any."""
-    now, runs = PASS.get().get(id(run.registry), (None, ()))
+def current_pass(run: Run, context: Context | None = None) -> Pass | None:
+    """Return the pass that is open under a run in a context (this one by default), or None."""
+    held = PASS.get() if context is None else context.get(PASS, {})
+    now, runs = held.get(id(run.registry), (None, ()))
     return now if run.open and any(other is run for other in runs) else None
 
 
-def serve(run: Run, layout: Layout, key: Key, whole: Tensor, now: Pass) -> Tensor:
-    """Return a hook's tensor after every operation of the plan at that hook.
+def serve(run: Run, layout: Layout, key: Key, value: Tensor, now: Pass) -> Tensor:
+    """Return a hook's tensor after every operation of the plan at that hook; itself if untouched.
 
     The same steps as `HookRegistry` takes at its own taps, for one run and without takers.
     """
-    new = whole
+    shape = now.tokens.positions.shape
+    flat = value.ndim == 2 and value.shape[0] == shape[0] * shape[1]
+    whole = new = value.unflatten(0, shape) if flat else value
     for site, ops in groupby(run.work.wiring.ops.get(key, ()), key=_site):
         tap = layout.tap(site)
         base = None if tap.base is None else now.bases[tap.base]
@@ -38,10 +45,12 @@ def serve(run: Run, layout: Layout, key: Key, whole: Tensor, now: Pass) -> Tenso
             new = tap.view.put(new, changed)
     if key[1] == "input" and key[0] in run.bases:
         now.bases[key[0]] = new
-    return new
+    if new is whole:
+        return value
+    return new.flatten(0, 1) if flat else new
 
 
-def _site(op: Op) -> object:
+def _site(op: Op) -> AnySite:
     return op.site
 
 

@@ -1,4 +1,4 @@
-"""The same frozen plan inside a TransformerLens `TransformerBridge` (transformer-lens 4.3 or later).
+"""The same frozen plan inside a TransformerLens `TransformerBridge` (transformer-lens 4.3 and up).
 
 The edits are ours, the hooks are TransformerLens' own (`bridge.hooks`), so a plan can run beside
 the user's other TransformerLens hooks and caches. transformer_lens is imported when a function
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steer.context import Run
 from steer.errors import PlanError, SiteNotFound, UnsupportedModel
+from steer.interop.hook_names import HOOKS
 from steer.interop.hosted import current_pass, kept_columns, serve
 from steer.interventions.plans import Plan
 from steer.lm import LM
@@ -30,24 +31,6 @@ from steer.wiring import Key, wire
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
-
-HOOKS: Mapping[str, tuple[str, str]] = {
-    "embed": ("blocks.0.hook_in", "input"),
-    "resid_pre": ("blocks.{layer}.hook_in", "input"),
-    "q": ("blocks.{layer}.attn.hook_q", "output"),
-    "k": ("blocks.{layer}.attn.hook_k", "output"),
-    "v": ("blocks.{layer}.attn.hook_v", "output"),
-    "z": ("blocks.{layer}.attn.hook_z", "output"),
-    "attn_out": ("blocks.{layer}.hook_attn_out", "output"),
-    "mlp_pre": ("blocks.{layer}.mlp.hook_pre", "output"),
-    "mlp_post": ("blocks.{layer}.mlp.hook_post", "output"),
-    "mlp_out": ("blocks.{layer}.hook_mlp_out", "output"),
-    "resid_post": ("blocks.{layer}.hook_out", "output"),
-    "ln_final": ("ln_final.hook_out", "output"),
-    "logits": ("unembed.hook_out", "output"),
-}
-"""Component -> (TransformerLens hook, side). `embed` is what enters block 0, positions included;
-TransformerLens' own hook_embed leaves GPT-2's position embedding out."""
 
 _REGISTRIES: "WeakKeyDictionary[TransformerBridge, HookRegistry]" = WeakKeyDictionary()
 
@@ -69,8 +52,8 @@ def bridge_of(lm: LM) -> "TransformerBridge":
 
     if lm.registry.live:
         raise PlanError(
-            f"{lm.registry.layout.name} has a plan attached, and its {lm.registry.live} hooks would "
-            "be copied into the bridge, where nobody could remove them. Detach first."
+            f"{lm.registry.layout.name} has a plan attached, and its {lm.registry.live} hooks "
+            "would be copied into the bridge, where nobody could remove them. Detach first."
         )
     model = copy.deepcopy(lm.model)
     architecture = type(model).__name__
@@ -112,9 +95,9 @@ def bridge_layout(bridge: "TransformerBridge") -> Layout:
         )
     if getattr(bridge, "_weights_processed", False):
         raise UnsupportedModel(
-            "The bridge's weights were folded or centred (enable_compatibility_mode), so its stream "
-            "is another one than the model's, and directions fitted on the model mean something "
-            "else there. Boot the bridge without processing, or pass no_processing=True."
+            "The bridge's weights were folded or centred (enable_compatibility_mode), so its "
+            "stream is another one than the model's, and directions fitted on the model mean "
+            "something else there. Boot the bridge without processing, or pass no_processing=True."
         )
     frame, hooks = find_frame(model), bridge.hook_dict
     if "blocks.0.hook_in" not in hooks or f"blocks.{len(frame.modules) - 1}.hook_in" not in hooks:

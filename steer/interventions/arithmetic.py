@@ -107,7 +107,8 @@ def as_basis(values: Tensor, what: str) -> Tensor:
     require_finite(rows, what)
     gram = rows.double() @ rows.double().T
     if torch.allclose(gram, torch.eye(len(rows), dtype=gram.dtype, device=gram.device), atol=1e-6):
-        return rows  # orthonormal already: keep the bits, so that a saved basis keeps its digest
+        # Orthonormal already: keep the bits, so that a saved basis keeps its digest.
+        return rows.contiguous()
     q, r = torch.linalg.qr(rows.double().T)
     diagonal = r.diagonal()
     if bool((diagonal.abs() <= 1e-6 * rows.double().norm(dim=1).max()).any()):

@@ -60,6 +60,11 @@ class Add(Recipe):
         """Check the values."""
         object.__setattr__(self, "direction", as_vector(self.direction, "The direction of Add"))
         object.__setattr__(self, "strength", as_strength(self.strength, "Add"))
+        if isinstance(self.strength, Relative) and not bool(self.direction.any()):
+            raise PlanError(
+                "The direction of Add is zero, and a Relative strength needs its unit vector, which "
+                "does not exist. Check the fit, or leave the intervention out."
+            )
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return h + strength * direction."""
@@ -77,7 +82,7 @@ class Add(Recipe):
         """Return what must be as wide as the site."""
         return {"the direction": self.direction.shape[0]}
 
-    def __mul__(self, factor: float) -> "Add":
+    def __mul__(self, factor: Number) -> "Add":
         """Scale the strength."""
         if isinstance(self.strength, Relative):
             return replace(self, strength=Relative(self.strength.multiple * factor))

@@ -101,9 +101,7 @@ def test_a_forward_pass_follows_an_add_at_chosen_positions(pair: tuple, left: bo
     ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out"]
     + ["q", "k", "v", "z", "embed", "ln_final", "logits"],
 )
-def test_every_component_is_the_same_tensor_in_every_family(
-    tiny: Callable, component: str
-) -> None:
+def test_every_component_is_the_same_tensor_in_every_family(tiny: Callable, component: str) -> None:
     for name in ("tiny-llama", "tiny-gpt2"):
         lm = tiny(name)
         bridge = _bridge(lm, name)

@@ -9,11 +9,14 @@ from steer.interventions.recipe import Recipe
 from steer.kinds import kinds
 from steer.protocols import Intervention
 from tests.laws.edits import EDIT_LAWS
+from tests.laws.exact import EXACT_LAWS
 from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
 from tests.laws.rows import ROW_LAWS
+from tests.laws.sites import SITE_LAWS
 from tests.laws.tokens import TOKEN_LAWS
+from tests.laws.traces import TRACE_LAWS
 
-LAWS = (*TOKEN_LAWS, *ROW_LAWS)
+LAWS = (*TOKEN_LAWS, *ROW_LAWS, *EXACT_LAWS, *SITE_LAWS, *TRACE_LAWS)
 
 
 def _named(law: Callable[..., None]) -> str:

@@ -32,6 +32,8 @@ class Sequences:
     state: dict[object, Running] = field(default_factory=dict)
     latched: dict[object, Tensor] = field(default_factory=dict)
     repeats: dict[int, Prompt] = field(default_factory=dict)
+    begun: Prompt | None = None
+    """What the first pass of declared rows held, for the text spans of later ones."""
     ends: tuple[int, ...] = ()
     """Token ids that end a row. What generate feeds to a row from its end token on, while other
     rows go on, is padding: it leads to no output token and would not exist in a run of its own."""

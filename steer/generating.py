@@ -1,7 +1,7 @@
 """What `generate` is asked for: the prompts it will expand, and what cannot be steered under it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,12 +58,12 @@ def sequences_of_generate(
     names = list(inspect.signature(generate).parameters)[1:]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     for mode in REFUSED:
-        if _option(model, given, mode) not in (None, False):
+        if option_of(model, given, mode) not in (None, False):
             raise PlanError(
                 f"generate({mode}=...) cannot be steered: its passes try tokens that are later "
                 "thrown away, and positions and gates would count them. Leave it out."
             )
-    if _option(model, given, "cache_implementation") == "paged":
+    if option_of(model, given, "cache_implementation") == "paged":
         raise PlanError(
             "Continuous batching packs several rows into one, so positions cannot be told. Leave "
             "cache_implementation='paged' out."
@@ -95,7 +95,7 @@ def sequences_of_generate(
     )
     asked = _asked(model, given, mask.shape[1])
     if asked.beams == 1:  # a beam that ends leaves the batch
-        sequences.ends = tuple(sorted(_ends(model, given)))
+        sequences.ends = tuple(sorted(end_tokens(model, given)))
     return sequences, asked
 
 
@@ -106,13 +106,15 @@ def _mask(given: dict[str, Any], like: Tensor) -> Tensor:
     return torch.ones(like.shape[:2], dtype=torch.bool)
 
 
-def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:
+def option_of(model: nn.Module, given: Mapping[str, Any], name: str) -> Any:
+    """Return an option as generate finds it: an argument, its config, the model's own config."""
+    if name in given:
+        return given[name]
     for source in (
-        given,
         given.get("generation_config"),
         getattr(model, "generation_config", None),
     ):
-        value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+        value = getattr(source, name, None)
         if value is not None:
             return value
     return None
@@ -120,25 +122,26 @@ def _option(model: nn.Module, given: dict[str, Any], name: str) -> Any:
 
 def _inferred(model: nn.Module, given: dict[str, Any], ids: Tensor) -> Tensor:
     # The rule of transformers: without a mask, pad tokens are padding unless they also end texts.
-    pad = _option(model, given, "pad_token_id")
-    if pad is None or pad in _ends(model, given):
+    pad = option_of(model, given, "pad_token_id")
+    if pad is None or pad in end_tokens(model, given):
         return torch.ones(ids.shape, dtype=torch.bool)
     return (ids != pad).cpu()
 
 
-def _ends(model: nn.Module, given: dict[str, Any]) -> set[int]:
-    end = _option(model, given, "eos_token_id")
+def end_tokens(model: nn.Module, given: Mapping[str, Any]) -> set[int]:
+    """Return the token ids that end a text under these options."""
+    end = option_of(model, given, "eos_token_id")
     if end is None:
         return set()
     return {int(e) for e in torch.as_tensor(end).reshape(-1)}
 
 
 def _asked(model: nn.Module, given: dict[str, Any], width: int) -> Asked:
-    cached = _option(model, given, "use_cache")
-    n_new, longest = (_option(model, given, name) for name in ("max_new_tokens", "max_length"))
+    cached = option_of(model, given, "use_cache")
+    n_new, longest = (option_of(model, given, name) for name in ("max_new_tokens", "max_length"))
     return Asked(
-        int(_option(model, given, "num_beams") or 1),
-        bool(_option(model, given, "do_sample")),
+        int(option_of(model, given, "num_beams") or 1),
+        bool(option_of(model, given, "do_sample")),
         cached is None or bool(cached),
         int(n_new or max((longest or 0) - width, DEFAULT_NEW)),
     )

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from steer.bookkeeping import Pass
 from steer.context import ATTACHED
 from steer.errors import PlanError, did_you_mean
+from steer.generating import end_tokens, option_of
 from steer.interventions.plans import Plan
 from steer.prompts import padded, sequences_of
 from steer.receipt import Receipt
@@ -101,7 +102,7 @@ def generate_rows(
     ids, mask = padded(rows, pad, left=True)
     device = next(model.parameters()).device
     asked = {**options, "pad_token_id": options.get("pad_token_id", pad)}
-    beams = int(asked.get("num_beams") or 1)
+    beams = int(option_of(model, asked, "num_beams") or 1)
     if seed is not None:
         asked["logits_processor"] = LogitsProcessorList(
             [*(asked.get("logits_processor") or ()), seeded(seed)]
@@ -165,15 +166,6 @@ def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def end_tokens(model: object, options: Mapping[str, Any]) -> set[int]:
-    """Return the ids that end a text under these options."""
-    config = options.get("generation_config") or getattr(model, "generation_config", None)
-    end = options.get("eos_token_id", getattr(config, "eos_token_id", None))
-    if end is None:
-        return set()
-    return {int(e) for e in end} if isinstance(end, list | tuple) else {int(end)}
-
-
 def trimmed(row: Sequence[int], ends: set[int]) -> list[int]:
     """Return a row up to and with its first end token."""
     for at, token in enumerate(row):
@@ -196,6 +188,13 @@ def refuse_unknown(model: object, options: Mapping[str, Any]) -> None:
             raise PlanError(
                 f"generate was given {name}, which lm.generate makes from the prompts. Pass token "
                 "ids as the prompts: lm.generate([[1, 2, 3]])."
+            )
+    for name, instead in (("generation_config", "its settings"), ("max_length", "max_new_tokens")):
+        if options.get(name) is not None:
+            raise PlanError(
+                f"generate was given {name}, but lm.generate states max_new_tokens and do_sample "
+                f"itself, so that part of it would be overruled in silence. Pass {instead} as "
+                "arguments, or call lm.model.generate inside lm.attached(plan)."
             )
     for name in options:
         if name not in known:

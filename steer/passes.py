@@ -154,21 +154,28 @@ def _outside(
         if start == 0:
             sequences.state.clear()
             sequences.latched.clear()
-    prompt = None
-    if start == 0 and ids is not None:
-        prompt = Prompt(known, ids)
+    if start == 0:
+        sequences.begun = None if ids is None else Prompt(known, ids, sequences.declared)
+    begun = sequences.begun
+    searchable = begun is not None and (
+        lengths is None or begun.mask.shape == known.shape or _holds(begun, lengths)
+    )
     tokens = Tokens(
         counted[:, start:],
         torch.arange(n_rows),
         lengths,
         None if ids is None else ids.cpu(),
-        prompt,
+        begun if searchable else None,
         decode,
         from_start=start == 0,
         why_unknown=why,
         open_ended=sequences.declared is not None,
     )
     return tokens, sequences
+
+
+def _holds(begun: Prompt, lengths: Tensor) -> bool:
+    return begun.mask.shape[0] == len(lengths) and bool((begun.mask.sum(1) >= lengths).all())
 
 
 def _packed(position_ids: object, real: Tensor) -> bool:
@@ -188,4 +195,5 @@ def last_columns(now: Pass, keep: int | Tensor, value: Tensor) -> Pass:
     which = slice(-keep, None) if isinstance(keep, int) else keep.cpu()
     tokens = now.tokens.columns(which)
     assert tokens.positions.shape[1] == value.shape[1]
-    return Pass(tokens, now.sequences, reads={})
+    reads = {key: v[:, which] if v.shape[1] > 1 else v for key, v in now.reads.items()}
+    return Pass(tokens, now.sequences, reads=reads)

@@ -127,6 +127,8 @@ class Work:
             step = replace(step, rank=ranks(op, now).to(h.device))
         if op.monitor is not None:
             self._record(op, op.monitor, chosen, step, now.tokens)
+        if op.gates:
+            self._note(op, op.gates[0].read, op.gates[0].latch, step)
         mask, row, column = chosen.on(h.device)
         if chosen.full:
             before, step_there = h, step
@@ -221,13 +223,21 @@ class Work:
     def _record(self, op: Edit, read: Read, chosen: Selection, step: Step, tokens: Tokens) -> None:
         _, row, column = chosen.on(step.positions.device)
         if tokens.fresh is not None:
-            row, column = (chosen.mask & tokens.fresh).to(row.device).nonzero(as_tuple=True)
+            new = (chosen.mask & tokens.fresh).nonzero(as_tuple=True)
+            row, column = (index.to(row.device) for index in new)
         values = step.reads[read, "raw"][row, column]
         with self.lock:
             line = self.counts[op.line]
             line.scores.append((step.rows[row], step.positions[row, column], values))
+        self._note(op, read, "token", step)
+
+    def _note(self, op: Edit, read: Read, latch: str, step: Step) -> None:
+        """Keep the latest reading of each row of this pass."""
+        values = step.reads[read, latch][:, -1].float()
+        with self.lock:
+            line = self.counts[op.line]
             latest = grown(line.reads, len(self.seen), values.device, float("nan"))
-            latest[step.rows] = step.reads[read, "token"][:, -1]
+            latest[step.rows] = values
             line.reads = latest
 
     def receipt(self) -> Receipt:

@@ -12,6 +12,7 @@ import matplotlib.lines
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
+from mpl_toolkits.mplot3d import proj3d
 
 from benchmarks.report import numbers_html, page, provenance_html
 from benchmarks.result import Result
@@ -53,17 +54,17 @@ def ring_figure(result: Result) -> matplotlib.figure.Figure:
     axes: Any = figure.add_axes((0.0, 0.1, 0.94, 0.86), projection="3d")
     curve, centroids = _three(ring["curve"]), _three(ring["centroids"])
     axes.plot(*curve.T, color=GREY, lw=1.4)
-    for name, color in (("manifold_path", MANIFOLD), ("chord_path", CHORD)):
-        axes.plot(*_three(ring[name]).T, color=color, lw=2.2, marker="o", ms=3.5)
+    half = (len(curve) - 1) // len(concepts) * (len(concepts) // 2)
+    axes.plot(*curve[: half + 1].T, color=MANIFOLD, lw=2.2)
+    axes.scatter(*_three(ring["manifold_path"]).T, color=MANIFOLD, s=14, depthshade=False)
+    axes.plot(*_three(ring["chord_path"]).T, color=CHORD, lw=2.2, marker="o", ms=3.5)
     axes.scatter(*centroids.T, color="black", s=16, depthshade=False)
-    middle, size = centroids.mean(0), np.ptp(centroids, axis=0).max()
-    for name, at in zip(concepts, centroids, strict=True):
-        away = (at - middle) / max(float(np.linalg.norm(at - middle)), 1e-9)
-        axes.text(*(at + 0.06 * size * away), name, fontsize=9, ha="center", va="center")
     for axis, share, n in zip("xyz", _variance(ring), (1, 2, 3), strict=False):
         getattr(axes, f"set_{axis}label")(f"component {n} ({share:.0%})", fontsize=9)
         getattr(axes, f"set_{axis}ticklabels")([])
-    axes.view_init(elev=28, azim=-60)
+    # Nearly from above: the ring lies mainly in the first two components.
+    axes.view_init(elev=52, azim=-68)
+    _label(axes, centroids, concepts)
     figure.legend(
         handles=[
             matplotlib.lines.Line2D([], [], color=MANIFOLD, lw=2.2, label="along the ring"),
@@ -118,8 +119,9 @@ def blocks_figure(result: Result) -> matplotlib.figure.Figure:
         left.plot(layers, [block[key] for block in blocks], color=color, ls=style, label=label)
     best = int(result.numbers["best_block"].value or 0)
     left.axvline(best, color="black", lw=0.8)
-    left.text(best, left.get_ylim()[1], f" chosen: {best}", fontsize=8, va="top", ha="right")
+    left.text(best, left.get_ylim()[1], f"chosen: {best} ", fontsize=8, va="bottom", ha="center")
     left.set_xlabel("block (train contexts, each held out in turn)", fontsize=9)
+    left.set_ylabel("probability, or Hellinger distance", fontsize=9)
     left.set_ylim(bottom=0)
     left.legend(fontsize=8, frameon=False, loc="upper left")
     _bars(right, result)
@@ -161,6 +163,28 @@ def ring_page(result: Result) -> str:
         parts.append(f'<p class="note">{caption}</p>')
     parts.append(provenance_html(result))
     return page(f"{result.task} on {result.model}", "\n".join(parts))
+
+
+def _label(axes: Any, points: np.ndarray, names: list[str]) -> None:
+    """Write names beside points, outwards from the middle, lower where two would collide."""
+    x, y, _ = proj3d.proj_transform(points[:, 0], points[:, 1], points[:, 2], axes.get_proj())
+    seen = np.stack([np.asarray(x), np.asarray(y)], 1)
+    away = seen - seen.mean(0)
+    size = np.ptp(seen, axis=0).max()
+    away = away / np.linalg.norm(away, axis=1, keepdims=True).clip(1e-9)
+    for i, name in enumerate(names):
+        near = np.linalg.norm(seen[:i] - seen[i], axis=1) < 0.05 * size
+        side = "left" if away[i, 0] > 0.7 else "right" if away[i, 0] < -0.7 else "center"
+        reach = (9, 13) if side == "center" else (9, 6)
+        axes.annotate(
+            name,
+            seen[i],
+            xytext=(reach[0] * away[i, 0], reach[1] * away[i, 1] - 13 * int(near.sum())),
+            textcoords="offset points",
+            fontsize=9,
+            ha=side,
+            va="center",
+        )
 
 
 def _profile(axes: Axes, result: Result, name: str) -> None:

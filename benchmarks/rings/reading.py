@@ -32,8 +32,10 @@ class Bins:
 
     def probabilities(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row bin"]:
         """Return the mass of each concept, and in the last bin that of everything else."""
-        log_p = logits.float() - logits.float().logsumexp(-1, keepdim=True)
-        mass = torch.stack([log_p[:, t.to(log_p.device)].exp().sum(-1) for t in self.tokens], -1)
+        total = logits.float().logsumexp(-1)
+        # Only the tokens of the bins are exponentiated: with 262,144 of them that is what counts.
+        logs = [logits[:, t.to(logits.device)].float().logsumexp(-1) for t in self.tokens]
+        mass = (torch.stack(logs, -1) - total[:, None]).exp()
         return torch.cat([mass, (1 - mass.sum(-1, keepdim=True)).clamp_min(0)], -1)
 
     def answers(self, logits: Float[Tensor, "row vocab"]) -> Int[Tensor, " row"]:

@@ -1,4 +1,4 @@
-"""A TransformerLens ActivationCache as our Activations: sites named, padding cut, tokens in scope."""
+"""A TransformerLens ActivationCache as our Activations: sites named, padding cut, scope applied."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from steer.activations import Activations
+from steer.bookkeeping import Pass, Sequences
 from steer.capture import Taken
 from steer.errors import PlanError, SiteNotFound, did_you_mean
 from steer.interop.hook_names import site_of_hook
-from steer.running import Pass, Sequences
 from steer.scopes import ALL, Scope
 from steer.sites import HEADED, AnySite, Site
 from steer.tokens import Prompt, Tokens

@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from steer.bookkeeping import Pass
 from steer.context import Run
-from steer.errors import NeverFired, PlanError, UnsupportedModel
-from steer.interop.hosted import current_pass, kept_columns, serve
+from steer.errors import PlanError, UnsupportedModel
+from steer.interop.hosted import current_pass, kept_columns, require_served, serve
 from steer.interventions.plans import Plan
 from steer.models.layouts import resolve
 from steer.module_io import tensor_of, with_tensor
 from steer.registry import HookRegistry
-from steer.running import Pass
 from steer.wiring import Key
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class InNNsight:
         """Detach; on a normal exit, refuse interventions that never fired or were not reached."""
         self._stack.__exit__(kind, error, trace)
         if kind is None:
-            self._require_served()
+            require_served(self.run, self.served, "nnsight")
 
     def _remove(self) -> None:
         # By identity: clear_edits would take the user's own edits along.
@@ -79,41 +79,28 @@ class InNNsight:
         self.model._edits = kept
         self._ours.clear()
 
-    def _require_served(self) -> None:
-        n_passes = self.run.work.n_passes
-        n_served = max(self.served.values(), default=n_passes)
-        if n_served < n_passes:
-            raise NeverFired(
-                f"{n_passes} forward passes ran while the plan was in nnsight, but nnsight handed "
-                f"over the tensors of only {n_served}: the others ran outside of a trace of this "
-                "model, unsteered. Trace the object that was given to in_nnsight (not a module of "
-                "it, nor a copy), and call the bare model outside of the block."
-            )
-
     def _follow(self, tracer: "InterleavingTracer", envoy: "Envoy", key: Key) -> None:
         """Edit one module's tensor in every pass of a run; the body of a stored edit."""
         # Heavy and optional; see the module docstring. greenlet comes with nnsight.
         from greenlet import getcurrent
         from nnsight.intervention.interleaver import OutOfOrderError
 
-        steps = iter(tracer.iter[:])
-        for _ in steps:
+        side = "input" if key[1] == "input" else "output"
+        for _ in tracer.iter[:]:
             try:
-                value = envoy.input if key[1] == "input" else envoy.output
+                value = getattr(envoy, side)  # waits here until the model reaches the module
             except OutOfOrderError:
                 return  # the run is over, and this module is not reached again
             # A worker has a context of its own; the pass was opened in the model's.
-            now = current_pass(self.run, getcurrent().parent.gr_context)
+            model_side = getcurrent().parent
+            assert model_side is not None
+            now = current_pass(self.run, model_side.gr_context)
             if now is None:
                 continue
             self.served[key] += 1
             new = self._edited(value, key, now)
-            if new is value:
-                continue
-            if key[1] == "input":
-                envoy.input = new
-            else:
-                envoy.output = new
+            if new is not value:
+                setattr(envoy, side, new)
 
     def _edited(self, value: Any, key: Key, now: Pass) -> Any:
         tensor = value if key[1] == "input" else tensor_of(value)

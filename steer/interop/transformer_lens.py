@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steer.context import Run
 from steer.errors import PlanError, SiteNotFound, UnsupportedModel
 from steer.interop.hook_names import HOOKS
-from steer.interop.hosted import current_pass, kept_columns, serve
+from steer.interop.hosted import current_pass, kept_columns, require_served, serve
 from steer.interventions.plans import Plan
 from steer.lm import LM
 from steer.models.frame import find_frame, find_unembed
@@ -167,14 +167,15 @@ class InBridge:
     def __init__(self, bridge: "TransformerBridge", plan: Plan) -> None:
         """Wire the plan to the bridge's hooks; nothing is attached until it is entered."""
         registry = _registry(bridge)
-        layout = registry.layout
-        wiring = wire(plan, layout, lambda tap: _device(bridge, tap))
+        wiring = wire(plan, registry.layout, lambda tap: _device(bridge, tap))
         for site in wiring.taps:
             _refuse_raw(site)
         self.bridge = bridge
         self.run = Run(registry, wiring, {}, hosted=True)
         keys = dict.fromkeys((*wiring.ops, *((base, "input") for base in wiring.bases)))
-        self.hooks = [(_canonical(bridge, key), _hook(self.run, layout, key)) for key in keys]
+        self.served: dict[Key, int] = dict.fromkeys(keys, 0)
+        """How many times the bridge handed over each hook's tensor."""
+        self.hooks = [(_canonical(bridge, key), self._hook(key)) for key in keys]
         self._stack = ExitStack()
 
     def __enter__(self) -> Run:
@@ -194,6 +195,30 @@ class InBridge:
     ) -> None:
         """Detach; on a normal exit, refuse interventions that never fired."""
         self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            require_served(self.run, self.served, "TransformerLens")
+
+    def _hook(self, key: Key) -> Callable[..., Tensor | None]:
+        headed = key[0].rpartition(".")[2] in ("hook_q", "hook_k", "hook_v", "hook_z")
+
+        def edit(tensor: Tensor, hook: object) -> Tensor | None:  # noqa: ARG001 - their names
+            now = current_pass(self.run)
+            if now is None:
+                return None
+            if key[0].startswith("unembed."):
+                now = kept_columns(now, tensor.shape[1])
+            if tensor.ndim != 3 + headed or tensor.shape[:2] != now.tokens.positions.shape:
+                raise UnsupportedModel(
+                    f"{key[0]} holds a tensor of shape {tuple(tensor.shape)} in this bridge, not "
+                    f"[batch, pos, {'head, d_head' if headed else 'width'}] for tokens "
+                    f"{tuple(now.tokens.positions.shape)}. An edit would land on the wrong tokens. "
+                    "Use a stream site (resid_pre, resid_post), or attach to lm."
+                )
+            self.served[key] += 1
+            new = serve(self.run, self.run.registry.layout, key, tensor, now)
+            return None if new is tensor else new
+
+        return edit
 
 
 def in_bridge(bridge: "TransformerBridge", plan: Plan) -> InBridge:
@@ -246,25 +271,3 @@ def _device(bridge: "TransformerBridge", tap: Tap) -> torch.device:
     path = tap.path.rpartition(".")[0]
     first = next(bridge.get_submodule(path).parameters(), None)
     return first.device if first is not None else next(bridge.original_model.parameters()).device
-
-
-def _hook(run: Run, layout: Layout, key: Key) -> Callable[..., Tensor | None]:
-    headed = key[0].rpartition(".")[2] in ("hook_q", "hook_k", "hook_v", "hook_z")
-
-    def edit(tensor: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001 - TransformerLens' names
-        now = current_pass(run)
-        if now is None:
-            return None
-        if key[0].startswith("unembed."):
-            now = kept_columns(now, tensor.shape[1])
-        if tensor.ndim != 3 + headed or tensor.shape[:2] != now.tokens.positions.shape:
-            raise UnsupportedModel(
-                f"{key[0]} holds a tensor of shape {tuple(tensor.shape)} in this bridge, not "
-                f"[batch, pos, {'head, d_head' if headed else 'width'}] for tokens "
-                f"{tuple(now.tokens.positions.shape)}. An edit would land on the wrong tokens. "
-                "Use a stream site (resid_pre, resid_post), or attach to lm."
-            )
-        new = serve(run, layout, key, tensor, now)
-        return None if new is tensor else new
-
-    return edit

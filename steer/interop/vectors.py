@@ -1,4 +1,4 @@
-"""Steering vectors made elsewhere, as interventions: repeng GGUF, CAA and lm-eval `.pt`, lm-eval CSV.
+"""Steering vectors made elsewhere as interventions: repeng GGUF, CAA `.pt`, lm-eval `.pt` and CSV.
 
 Files are read as data: a pickle that would run code is refused, never loaded. Where a format's own
 reader does something else than its text says, the docstring tells which of the two is followed.
@@ -39,9 +39,8 @@ def from_repeng(
     `direction.N` belongs to the output of block N, counted from 0, in repeng (which trains it on
     hidden_states[N + 1]) and in llama.cpp alike, so it becomes `Site(N, "resid_post")`. repeng's
     last direction was trained after the final norm but is added before it, as HuggingFace's last
-    hidden state is normed; leave it out by `layers` if that matters. Like both, strength multiplies
-    the stored vector, which repeng leaves at unit norm and llama.cpp's generator does not; unlike
-    repeng, `normalize=True` is not a file's but `steer.PreserveNorm`'s.
+    hidden state is normed; leave it out by `layers` if that matters. strength multiplies the stored
+    vector, as in both. repeng's `normalize=True` is not in the file: wrap in steer.PreserveNorm.
 
     Raises:
         SpecError: no GGUF file, of another kind, or without directions for the asked layers.
@@ -160,7 +159,10 @@ Entry = Mapping[str, object]
 def _of_pickle(source: Path) -> list[tuple[int, Entry]]:
     held = _loaded(source)
     if isinstance(held, Mapping):
-        held = [{"hookpoint": name, **info} for name, info in held.items() if _is_entry(info)]
+        held = [
+            {**info, "hookpoint": name} if isinstance(info, Mapping) else info
+            for name, info in held.items()
+        ]
     if not isinstance(held, list) or not held or not all(_is_entry(info) for info in held):
         raise SpecError(
             f"{source} holds no steering entries: a dict from hookpoint to a dict with "
@@ -240,7 +242,8 @@ def _site(hookpoint: str, lm: LM, what: str) -> AnySite:
     if not hookpoint or path not in paths:
         raise SiteNotFound(
             f"{what} steers {hookpoint!r}, but {lm.registry.layout.name} has no module {path!r}."
-            f"{did_you_mean(path, paths)} Hookpoints are paths below {lm.model.base_model_prefix!r}."
+            f"{did_you_mean(path, paths)} Hookpoints are paths below the base model "
+            f"({lm.model.base_model_prefix!r})."
         )
     layout = lm.registry.layout
     for component in ("resid_post", "attn_out", "mlp_out"):

@@ -190,8 +190,8 @@ def as_coordinates(u: Number | Tensor, manifold: Manifold, owner: str) -> float 
     values = torch.as_tensor(u).detach()
     require_finite(values, f"The coordinates of {owner}")
     if values.ndim == 0:
-        return float(values)
-    fits = values.ndim <= 2 if manifold.dim == 1 else values.shape[-1] == manifold.dim
+        return float(u)  # of the number as given: as a tensor it would be rounded to fp32
+    fits = values.ndim <= 2 and (manifold.dim == 1 or values.shape[-1] == manifold.dim)
     if not fits or (manifold.dim == 1 and values.ndim == 2 and values.shape[1] != 1):
         raise PlanError(
             f"The coordinates of {owner} have shape {tuple(values.shape)}, but the manifold has "

@@ -62,8 +62,8 @@ class Add(Recipe):
         object.__setattr__(self, "strength", as_strength(self.strength, "Add"))
         if isinstance(self.strength, Relative) and not bool(self.direction.any()):
             raise PlanError(
-                "The direction of Add is zero, and a Relative strength needs its unit vector, which "
-                "does not exist. Check the fit, or leave the intervention out."
+                "The direction of Add is zero, and a Relative strength needs its unit vector, "
+                "which does not exist. Check the fit, or leave the intervention out."
             )
 
     def edit(self, h: Tensor, step: Step) -> Tensor:

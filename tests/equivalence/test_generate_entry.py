@@ -5,6 +5,7 @@ takes the first token's logits from a padding column, it is a loop over the padd
 """
 
 import contextvars
+import sys
 import threading
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     TextStreamer,
     pipeline,
 )
+from transformers.cache_utils import StaticLayer
 
 import steer
 from steer import LM
@@ -44,9 +46,7 @@ def plan_of(lm: LM, scope: steer.Scope = steer.OUTPUT) -> list[steer.Add]:
     return [steer.Add(SITE, direction(lm), 1.5, scope)]
 
 
-def written(
-    lm: LM, dense: Any, prompts: list[str] = PROMPTS, n_new: int = N_NEW
-) -> list[list[int]]:
+def written(lm: LM, dense: Any) -> list[list[int]]:
     """Return the tokens of the oracle for OUTPUT."""
     v = direction(lm)
 
@@ -214,7 +214,8 @@ def test_a_text_streamer_prints_the_steered_text(
     with lm.attached(plan_of(lm)):
         ids = torch.tensor(lm.rows(PROMPTS[:1]))
         generate(lm, input_ids=ids, streamer=TextStreamer(lm.tokenizer, skip_prompt=True))  # type: ignore[arg-type]
-    assert capsys.readouterr().out.strip() == lm.tokenizer.decode(written(lm, dense)[0]).strip()
+    expected = str(lm.tokenizer.decode(written(lm, dense)[0]))
+    assert capsys.readouterr().out.strip() == expected.strip()
 
 
 @pytest.mark.parametrize("how", ["bind", "bind-a-function", "context"])
@@ -259,7 +260,8 @@ def test_a_bare_thread_is_not_steered_and_says_so(lm: LM) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_text_generation_pipeline_is_steered(any_lm: LM, dense: Any, batch_size: int) -> None:
     with any_lm.attached(plan_of(any_lm)) as run:
-        generator = pipeline("text-generation", model=any_lm.model, tokenizer=any_lm.tokenizer)
+        tokenizer: Any = any_lm.tokenizer
+        generator = pipeline("text-generation", model=any_lm.model, tokenizer=tokenizer)
         made = generator(
             PROMPTS,
             batch_size=batch_size,
@@ -363,6 +365,56 @@ def test_a_reading_of_tokens_that_a_given_cache_holds_is_refused(
         lm.attached([steer.Monitor(read)]),
     ):
         generate(lm, **inputs)
+
+
+class DeviceCount(Tensor):
+    """A count that steer must not turn into a number: on a GPU, that waits for the device."""
+
+    # What is computed from it is a plain tensor again.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def _refuse(self) -> None:
+        frame = sys._getframe(2)
+        assert not frame.f_globals["__name__"].startswith("steer."), frame.f_code.co_qualname
+
+    def __int__(self) -> int:
+        self._refuse()
+        return super().__int__()
+
+    def __bool__(self) -> bool:
+        self._refuse()
+        return super().__bool__()
+
+    def __index__(self) -> int:
+        self._refuse()
+        return super().__index__()
+
+    def item(self) -> Any:
+        self._refuse()
+        return super().item()
+
+    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._refuse()
+        return super().cpu(*args, **kwargs)
+
+
+def test_the_count_of_a_static_cache_is_never_waited_for(
+    lm: LM, dense: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, asked = StaticLayer.get_seq_length, []
+
+    def guarded(self: StaticLayer) -> Any:
+        count = original(self)
+        if isinstance(count, Tensor):
+            asked.append(count)
+            return count.as_subclass(DeviceCount)
+        return count
+
+    monkeypatch.setattr(StaticLayer, "get_seq_length", guarded)
+    with lm.attached(plan_of(lm)):
+        found = generate(lm, **encoded(lm), cache_implementation="static", prefill_chunk_size=4)
+    assert [row[-N_NEW:] for row in found] == written(lm, dense)
+    assert asked
 
 
 # -- scopes of single rows -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ three times what six tiny families showed (4e-5 at most, fp32, logits up to 10).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,34 +97,48 @@ def test_a_forward_pass_follows_an_add_at_chosen_positions(pair: tuple, left: bo
     assert run.receipt[0].eligible.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "component",
-    ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out"]
-    + ["q", "k", "v", "z", "embed", "ln_final", "logits"],
-)
-def test_every_component_is_the_same_tensor_in_every_family(tiny: Callable, component: str) -> None:
-    for name in ("tiny-llama", "tiny-gpt2"):
-        lm = tiny(name)
-        bridge = _bridge(lm, name)
-        outside = component in ("embed", "ln_final", "logits")
-        site = steer.Site(None if outside else 2, component)
-        plan = [steer.Custom(site, lambda h, step: 0.5 * h + torch.sin(7 * h))]  # noqa: ARG005
-        ids, mask, positions = padded(ROWS, left=True)
-        with torch.no_grad():
-            with lm.attached(plan):
-                native = lm.model(ids, attention_mask=mask, position_ids=positions).logits
-            with interop.in_bridge(bridge, plan):
-                ours = bridge(ids, attention_mask=mask)
-        assert (ours - native)[mask.bool()].abs().max() < TOLERANCE, name
+COMPONENTS = [
+    *("embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid"),
+    *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "ln_final", "logits"),
+]
 
 
-_BRIDGES: dict[str, object] = {}
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_is_the_same_tensor(pair: tuple, component: str) -> None:
+    lm, bridge = pair
+    outside = component in ("embed", "ln_final", "logits")
+    site = steer.Site(None if outside else 2, component)
+    plan = [steer.Custom(site, lambda h, step: 0.5 * h + torch.sin(7 * h))]  # noqa: ARG005
+    ids, mask, positions = padded(ROWS, left=True)
+    with torch.no_grad():
+        with lm.attached(plan):
+            native = lm.model(ids, attention_mask=mask, position_ids=positions).logits
+        with interop.in_bridge(bridge, plan):
+            ours = bridge(ids, attention_mask=mask)
+        plain = bridge(ids, attention_mask=mask)
+    real = mask.bool()
+    assert (ours - native)[real].abs().max() < TOLERANCE
+    assert (ours - plain)[real].abs().max() > 0.1
 
 
-def _bridge(lm: "steer.LM", name: str):  # noqa: ANN202 - TransformerLens is imported lazily
-    if name not in _BRIDGES:
-        _BRIDGES[name] = interop.bridge_of(lm)
-    return _BRIDGES[name]
+@pytest.mark.parametrize("name", ["tiny-gemma3", "tiny-qwen2", "tiny-neox", "tiny-mixtral"])
+def test_the_stream_is_the_same_in_the_other_families(tiny: Callable, name: str) -> None:
+    lm = tiny(name)
+    bridge = interop.bridge_of(lm)
+    sites = [
+        site for at in ("resid_pre", "attn_out", "mlp_out", "resid_post") for site in lm.sites(at)
+    ]
+    plan = [steer.Add(site, vector(lm, at), 0.5) for at, site in enumerate(sites)]
+    ids, mask, positions = padded(ROWS, left=True)
+    with torch.no_grad():
+        with lm.attached(plan):
+            native = lm.model(ids, attention_mask=mask, position_ids=positions).logits
+        with interop.in_bridge(bridge, plan):
+            ours = bridge(ids, attention_mask=mask)
+        plain = bridge(ids, attention_mask=mask)
+    real = mask.bool()
+    assert (ours - native)[real].abs().max() < TOLERANCE
+    assert (ours - plain)[real].abs().max() > 0.1
 
 
 def test_rows_gates_manifolds_and_patches_agree_in_one_cached_generation(pair: tuple) -> None:
@@ -200,3 +215,46 @@ def test_nested_plans_compose_in_the_bridge_as_they_do_natively(pair: tuple) -> 
             other = lm.model(ids).logits
     assert (ours - native).abs().max() < TOLERANCE
     assert (ours - other).abs().max() > 0.1
+
+
+@pytest.mark.real
+def test_the_composition_agrees_on_a_real_model() -> None:
+    lm = steer.load("smollm2-135m")
+    early, late = steer.Site(10, "resid_post"), steer.Site(20, "resid_post")
+    prompts = ["January, February, March,", "Monday, Tuesday,", "The capital of France is"]
+    direction = vector(lm, 7) / vector(lm, 7).norm()
+    probe_acts = lm.capture([[200 + i, 300 + i] for i in range(16)], [early], scope=steer.LAST)
+    probe = probes.fit_logistic(probe_acts[early], torch.arange(16) % 2)
+    months = lm.capture([[400 + i, 500 + i] for i in range(12)], [late], scope=steer.LAST)
+    curve = manifolds.fit_curve(months[late], torch.arange(12.0), period=12.0)
+    read = steer.Read(early, probe, scope=steer.PROMPT)
+    plan = steer.Rows(
+        [
+            [steer.MoveAlong(late, curve, by=6.0, scope=steer.OUTPUT)],
+            [
+                steer.When(read, steer.Add(late, direction, steer.Relative(0.5)), above=0.0),
+                steer.Add(early, direction, 20.0, scope=steer.GENERATED),
+            ],
+            [steer.Patch(late, months[late][0], scope=steer.LAST)],
+        ]
+    )
+    native = lm.generate(prompts, plan, max_new_tokens=8)
+    ids, mask, _ = padded(lm.rows(prompts), left=True)
+    bridge = interop.bridge_of(lm)
+    with interop.in_bridge(bridge, plan):
+        out: Any = bridge.hf_generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=8,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    new = out.sequences[:, ids.shape[1] :].tolist()
+    scores = torch.stack(out.logits, 1).log_softmax(-1)
+    for row, kept in enumerate(native.tokens):
+        assert new[row][: len(kept)] == kept
+        ours = scores[row, : len(kept)].gather(1, torch.tensor(kept)[:, None])[:, 0]
+        assert native.log_probs is not None
+        assert (ours - native.log_probs[row]).abs().max() < TOLERANCE
+    assert native.tokens != lm.generate(prompts, max_new_tokens=8).tokens

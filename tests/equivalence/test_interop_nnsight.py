@@ -67,11 +67,13 @@ def composed(lm: "steer.LM") -> "steer.Rows":
     )
 
 
-@pytest.mark.parametrize(
-    "component",
-    ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_pre", "mlp_post", "mlp_out"]
-    + ["q", "k", "v", "z", "embed", "ln_final", "logits"],
-)
+COMPONENTS = [
+    *("embed", "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid"),
+    *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "ln_final", "logits"),
+]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_a_trace_is_edited_as_the_native_pass(pair: tuple, component: str) -> None:
     lm, model = pair
     outside = component in ("embed", "ln_final", "logits")
@@ -157,3 +159,26 @@ def test_nested_plans_compose_and_leave_the_users_own_edits_alone(pair: tuple) -
             ours = model.output.logits.save()
     assert (ours - native).abs().max() < TOLERANCE
     assert model._edits == before
+
+
+@pytest.mark.real
+def test_the_composition_agrees_on_a_real_model() -> None:
+    from nnsight import TransformersModel  # heavy: imported by the tests that need it
+
+    lm = steer.load("smollm2-135m")
+    plan = composed(lm)
+    native = lm.generate(ROWS, plan, max_new_tokens=4)
+    model = TransformersModel(lm.model, tokenizer=lm.tokenizer, task="text-generation")
+    ids, mask, _ = padded(ROWS)
+    with (
+        interop.in_nnsight(model, plan) as run,
+        model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False
+        ) as tracer,
+    ):
+        out = tracer.result.save()
+    for row, kept in zip(out[:, ids.shape[1] :].tolist(), native.tokens, strict=True):
+        assert row[: len(kept)] == kept
+    for ours, theirs in zip(run.receipt.lines, native.receipt.lines, strict=True):
+        assert ours.eligible.tolist() == theirs.eligible.tolist()
+        assert torch.allclose(ours.relative_size, theirs.relative_size, atol=TOLERANCE)

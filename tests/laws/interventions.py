@@ -32,6 +32,8 @@ class Setting:
     site: Site = Site(1, "resid_post")
     reads: Site = Site(0, "resid_post")
     """Where gates read: earlier in the pass than they act."""
+    texts: tuple[str, ...] | None = None
+    """N_ROWS prompts, for models that have learned a language; None for seeded token ids."""
 
     def draw(self, name: str, *shape: int) -> Tensor:
         """Return seeded normal numbers that depend on the model, the site and the name alone."""
@@ -42,7 +44,9 @@ class Setting:
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        """N_ROWS prompts of 4 to 8 token ids."""
+        """N_ROWS prompts of unequal length, as token ids."""
+        if self.texts is not None:
+            return self.lm.tokenizer(list(self.texts))["input_ids"]  # type: ignore[return-value]
         top = min(int(self.lm.model.get_input_embeddings().weight.shape[0]), 570)
         chooser = torch.Generator().manual_seed(7)
         sizes = [4 + (3 * row) % 5 for row in range(N_ROWS)]

@@ -8,6 +8,7 @@ from steer import LM
 from steer.interventions.recipe import Recipe
 from steer.kinds import kinds
 from steer.protocols import Intervention
+from tests.laws.composition import COMPOSITION_LAWS
 from tests.laws.edits import EDIT_LAWS
 from tests.laws.exact import EXACT_LAWS
 from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
@@ -16,7 +17,7 @@ from tests.laws.sites import SITE_LAWS
 from tests.laws.tokens import TOKEN_LAWS
 from tests.laws.traces import TRACE_LAWS
 
-LAWS = (*TOKEN_LAWS, *ROW_LAWS, *EXACT_LAWS, *SITE_LAWS, *TRACE_LAWS)
+LAWS = (*TOKEN_LAWS, *ROW_LAWS, *EXACT_LAWS, *SITE_LAWS, *TRACE_LAWS, *COMPOSITION_LAWS)
 
 
 def _named(law: Callable[..., None]) -> str:

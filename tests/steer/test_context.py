@@ -319,9 +319,8 @@ def test_a_stream_closed_early_stops_and_detaches(lm):
     with lm.stream(["one two"], [an_add(lm)], max_new_tokens=500) as stream:
         next(stream)
     assert lm.registry.live == 0
-    with pytest.raises(StopIteration):
-        for _ in range(500):
-            next(stream)
+    # At most the pieces that were made before it stopped.
+    assert len(list(stream)) < 499
 
 
 def test_a_stream_that_nobody_reads_any_more_stops_by_itself(lm):

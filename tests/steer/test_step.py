@@ -12,7 +12,10 @@ def a_step() -> Step:
         prompt_lengths=torch.tensor([2, 4, 1]),
         token_ids=torch.arange(12).reshape(3, 4),
         rank=torch.arange(12).reshape(3, 4) - 1,
-        reads={"each": torch.arange(12.0).reshape(3, 4), "row": torch.tensor([[1.0], [2.0], [3.0]])},
+        reads={
+            "each": torch.arange(12.0).reshape(3, 4),
+            "row": torch.tensor([[1.0], [2.0], [3.0]]),
+        },
     )
 
 

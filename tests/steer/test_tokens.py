@@ -93,7 +93,13 @@ def test_what_is_looked_up_once_is_remembered():
 
 @pytest.mark.parametrize(
     ("needle", "nth", "expected"),
-    [("bc", 0, (0, 2)), ("bc", 1, (2, 4)), ("bc", -1, (2, 4)), ("abcd", 0, (0, 2)), ("d", 0, (1, 2))],
+    [
+        ("bc", 0, (0, 2)),
+        ("bc", 1, (2, 4)),
+        ("bc", -1, (2, 4)),
+        ("abcd", 0, (0, 2)),
+        ("d", 0, (1, 2)),
+    ],
 )
 def test_text_is_found_in_the_decoded_tokens(needle, nth, expected):
     pieces = {1: "ab", 2: "cd", 3: "b", 4: "c"}

@@ -74,7 +74,7 @@ def differing_settings(a: Result, b: Result) -> list[str]:
 def comparison_table(a: Result, b: Result) -> Table:
     """Return the comparison as a table for the terminal."""
     table = Table(title=f"{a.task}: {a.model} / {b.model}", title_justify="left")
-    table.add_column("number")
+    table.add_column("number", overflow="fold")
     table.add_column(f"A  {a.model}")
     table.add_column(f"B  {b.model}")
     table.add_column("B against A")

@@ -234,8 +234,9 @@ class Stream(Iterator[list[str]]):
         asked = {
             **options,
             "streamer": _Pieces(self._queue),
-            "stopping_criteria": StoppingCriteriaList([self._stopped]),  # type: ignore[list-item]
+            "stopping_criteria": StoppingCriteriaList([_Stopped(self._stop)]),  # type: ignore[list-item]
         }
+        out = self._queue  # the worker must not hold the stream, or a dropped one would never stop
 
         def made() -> Receipt:
             return generate_rows(registry, tokenizer, rows, plan, asked, seed).receipt
@@ -246,15 +247,12 @@ class Stream(Iterator[list[str]]):
 
         def work() -> None:
             try:
-                self._queue.put(steered())
+                out.put(steered())
             except BaseException as error:  # handed to the consumer, who raises it
-                self._queue.put(error)
+                out.put(error)
 
         self._worker = threading.Thread(target=work, name="steer-stream", daemon=True)
         self._worker.start()
-
-    def _stopped(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device)
 
     def __next__(self) -> list[str]:
         """Return the next piece of text of each row."""
@@ -303,6 +301,16 @@ class Stream(Iterator[list[str]]):
     def __del__(self) -> None:
         """Stop the worker of a stream that nobody reads any more."""
         self._stop.set()
+
+
+class _Stopped:
+    """Ends a generation once an event is set."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+
+    def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
+        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
 
 
 class _Pieces(BaseStreamer):

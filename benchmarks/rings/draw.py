@@ -82,7 +82,7 @@ def ring_figure(result: Result) -> matplotlib.figure.Figure:
 def outputs_figure(result: Result) -> matplotlib.figure.Figure:
     """Return the outputs along both paths as heat maps on one scale, with their distances below."""
     maps = {name: np.array(v) for name, v in result.tables["heat_maps"].items()}
-    top = max(float(values[:-1].max()) for values in maps.values())
+    top = max(float(values.max()) for values in maps.values())
     figure = matplotlib.figure.Figure(figsize=(10.4, 6.6), layout="constrained")
     grid = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
     images = []
@@ -120,6 +120,7 @@ def blocks_figure(result: Result) -> matplotlib.figure.Figure:
     best = int(result.numbers["best_block"].value or 0)
     left.axvline(best, color="black", lw=0.8)
     left.text(best, left.get_ylim()[1], f"chosen: {best} ", fontsize=8, va="bottom", ha="center")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("block (train contexts, each held out in turn)", fontsize=9)
     left.set_ylabel("probability, or Hellinger distance", fontsize=9)
     left.set_ylim(bottom=0)
@@ -267,7 +268,7 @@ def _plotly_outputs(result: Result) -> go.Figure:
         figure.add_heatmap(
             z=maps[name], x=share, y=_bin_names(result), coloraxis="coloraxis", row=1, col=column
         )
-    top = max(max(row) for values in maps.values() for row in values[:-1])
+    top = max(max(row) for values in maps.values() for row in values)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="share of the way")
     figure.update_layout(

@@ -268,6 +268,9 @@ def _canonical(bridge: "TransformerBridge", key: Key) -> str:
 
 
 def _device(bridge: "TransformerBridge", tap: Tap) -> torch.device:
-    path = tap.path.rpartition(".")[0]
-    first = next(bridge.get_submodule(path).parameters(), None)
-    return first.device if first is not None else next(bridge.original_model.parameters()).device
+    component = bridge.hook_dict.get(tap.path) and tap.path.rpartition(".")[0]
+    modules = [bridge.get_submodule(component)] if component else []
+    for module in (*modules, bridge.original_model):
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -371,7 +371,7 @@ class DeviceCount(Tensor):
     """A count that steer must not turn into a number: on a GPU, that waits for the device."""
 
     # What is computed from it is a plain tensor again.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def _refuse(self) -> None:
         frame = sys._getframe(2)

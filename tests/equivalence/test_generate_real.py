@@ -51,8 +51,9 @@ def plan_of(v: Tensor) -> steer.Rows:
     )
 
 
-def written(lm: LM, dense: Any, v: Tensor) -> list[Any]:
-    """Return what the oracle writes for each."""
+@pytest.fixture(scope="module")
+def written(real: LM, dense: Any, v: Tensor) -> list[Any]:
+    """Return what the oracle writes for each prompt."""
 
     def output(h: Tensor, n: int) -> Tensor:
         h[n - 1 :] += v
@@ -62,15 +63,17 @@ def written(lm: LM, dense: Any, v: Tensor) -> list[Any]:
         h[n:] -= v
         return h
 
-    rows = lm.rows(PROMPTS)
-    (france,) = lm.tokenizer(" France")["input_ids"]
+    rows = real.rows(PROMPTS)
+    (france,) = real.tokenizer(" France")["input_ids"]
 
     def named(h: Tensor, _: int) -> Tensor:
         h[rows[2].index(france)] += 2.0 * v
         return h
 
     edits = [[(LAYER, output)], [(LAYER, generated)], [(LAYER, named)], []]
-    return [dense.greedy(lm.model, row, edit, N_NEW) for row, edit in zip(rows, edits, strict=True)]
+    return [
+        dense.greedy(real.model, row, edit, N_NEW) for row, edit in zip(rows, edits, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,11 +82,11 @@ def written(lm: LM, dense: Any, v: Tensor) -> list[Any]:
     ids=["cache", "no-cache", "static-cache", "chunked"],
 )
 def test_a_plan_per_row_writes_what_the_dense_loop_writes(
-    real: LM, dense: Any, v: Tensor, options: dict[str, Any]
+    real: LM, written: list[Any], v: Tensor, options: dict[str, Any]
 ) -> None:
     made = real.generate(PROMPTS, plan_of(v), max_new_tokens=N_NEW, **options)
     assert made.log_probs is not None
-    for at, expected in enumerate(written(real, dense, v)):
+    for at, expected in enumerate(written):
         assert made.tokens[at] == expected.tokens
         every = expected.logits.log_softmax(-1)
         best = every.gather(1, torch.tensor(expected.tokens)[:, None])[:, 0]

@@ -31,7 +31,7 @@ def law_all_interventions_compose(setting: Setting, new: int = 8) -> None:
         apart = gap(alone.logits[0], together.logits[at])
         relative = apart / float(alone.logits[0].abs().max())
         assert apart <= 1e-4, f"row {at} alone and in the batch differ by {apart:.1e}"
-        assert relative <= RELATIVE, f"row {at} alone and in the batch differ by {relative:.1e} of it"
+        assert relative <= RELATIVE, f"row {at} differs from itself alone by {relative:.1e} of it"
         moved = gap(plain.logits[at], together.logits[at])
         assert (moved > 0.01) == bool(composed(setting, at)), f"row {at} moves by {moved:.1e}"
 
@@ -101,4 +101,3 @@ def composed(setting: Setting, row: int) -> Sequence[Intervention]:
         steer.Patch(Site(site.layer, "mlp_out"), source, scope=steer.span(1, 3)),
         steer.Monitor(steer.Read(later, setting.probe, steer.OUTPUT, reduce="rolling")),
     ]
-

@@ -30,7 +30,7 @@ def law_an_edit_is_pure(setting: Setting, name: str) -> None:
         alike = after.dtype == dtype and after.shape == h.shape and after.device == h.device
         assert alike, f"{name} turns {dtype} {list(h.shape)} into {after.dtype} {list(after.shape)}"
         assert same_bits(h, before), f"{name} writes into its {dtype} input"
-        assert bool(torch.isfinite(after).all()), f"{name} makes {dtype} entries that are not finite"
+        assert bool(torch.isfinite(after).all()), f"{name} makes {dtype} NaN or infinite"
     assert all(same_bits(*pair) for pair in held), f"{name} writes into its own tensors"
 
 

@@ -175,7 +175,7 @@ EXACT_LAWS = (
 
 
 def _stream(setting: Setting, plan: Plan, batch: Padded) -> Tensor:
-    """Return the real tokens [token, d_model] that the setting's block gives on, by a plain hook."""
+    """Return the real tokens [token, d_model] that the setting's block gives on: a plain hook."""
     layer = setting.site.layer
     assert layer is not None
     with torch.no_grad(), setting.lm.attached(plan), watching(block(setting.lm, layer)) as seen:

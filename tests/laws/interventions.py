@@ -24,13 +24,16 @@ N_NEW = 3
 """Tokens that the laws generate: enough for a decode step to differ from the one before."""
 
 
+_MIDDLE, _EARLIER = Site(1, "resid_post"), Site(0, "resid_post")
+
+
 @dataclass(frozen=True)
 class Setting:
     """A model and what is fitted on its own states: the data of every factory."""
 
     lm: LM
-    site: Site = Site(1, "resid_post")
-    reads: Site = Site(0, "resid_post")
+    site: Site = _MIDDLE
+    reads: Site = _EARLIER
     """Where gates read: earlier in the pass than they act."""
     texts: tuple[str, ...] | None = None
     """N_ROWS prompts, for models that have learned a language; None for seeded token ids."""
@@ -47,7 +50,7 @@ class Setting:
         """N_ROWS prompts of unequal length, as token ids."""
         if self.texts is not None:
             return self.lm.tokenizer(list(self.texts))["input_ids"]  # type: ignore[return-value]
-        top = min(int(self.lm.model.get_input_embeddings().weight.shape[0]), 570)
+        top = min(self.lm.registry.layout.d_vocab, 570)
         chooser = torch.Generator().manual_seed(7)
         sizes = [4 + (3 * row) % 5 for row in range(N_ROWS)]
         return [torch.randint(5, top, (n,), generator=chooser).tolist() for n in sizes]

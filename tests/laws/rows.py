@@ -1,12 +1,24 @@
 """Laws of rows: a batch is its rows one by one, and what one row gets is nobody else's affair."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 import steer
 from steer import Scope
+from steer.interventions.gates import Reduce
 from tests.laws.interventions import FACTORIES, N_NEW, Setting, Wanted, make, one_each
-from tests.laws.running import block, forward, gap, generated, padded, same_bits, watching
+from tests.laws.running import (
+    block,
+    forward,
+    gap,
+    generate_of,
+    generated,
+    padded,
+    same_bits,
+    watching,
+)
 
 RELATIVE = 1e-5
 """Of the largest logit: a batch adds up in another order than a row alone."""
@@ -45,7 +57,9 @@ def law_rows_are_isolated(setting: Setting) -> None:
     rows = setting.prompts[: len(names)]
     every = steer.Rows([[item] for item in items])
     some = steer.Rows([[item] if at % 2 == 0 else [] for at, item in enumerate(items)])
-    plain, full, half = (generated(setting.lm, rows, p, new=N_NEW).logits for p in ([], every, some))
+    plain, full, half = (
+        generated(setting.lm, rows, p, new=N_NEW).logits for p in ([], every, some)
+    )
     # A mixture of experts gathers the tokens of all rows for each expert, so that a neighbour's
     # choice changes the shape of a matrix product, and with it the rounding.
     mixed = setting.lm.model.config.model_type == "mixtral"
@@ -80,7 +94,7 @@ def law_a_gate_decides_row_by_row(setting: Setting) -> None:
 
 def law_a_token_gate_decides_token_by_token(setting: Setting) -> None:
     """A gate latched on the token follows the running reduction of its reading."""
-    reductions = {
+    reductions: Mapping[Reduce, Callable[[Tensor], Tensor]] = {
         "last": lambda s: s,
         "max": lambda s: s.cummax(0).values,
         "mean": lambda s: s.cumsum(0) / torch.arange(1, len(s) + 1, device=s.device),
@@ -112,7 +126,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 def _require_equal(name: str, alone: Tensor, together: Tensor) -> None:
     apart, relative = gap(alone, together), _relative(together, alone)
     assert apart <= 1e-4, f"{name}: a row alone and in a batch differ by {apart:.1e}"
-    assert relative <= RELATIVE, f"{name}: a row alone and in a batch differ by {relative:.1e} of it"
+    assert relative <= RELATIVE, f"{name}: a row alone and in a batch: {relative:.1e} of it apart"
 
 
 def _rolling_mean_of_3(scores: Tensor) -> Tensor:
@@ -136,15 +150,10 @@ def _gated(
     first, second = setting.reads.layer, setting.site.layer
     assert first is not None
     assert second is not None
-    with torch.no_grad(), lm.attached(plan):
-        with watching(block(lm, first)) as low, watching(block(lm, second)) as high:
-            lm.model.generate(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                max_new_tokens=5,
-                do_sample=False,
-                pad_token_id=0,
-            )
+    asked = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    low_block, high_block = block(lm, first), block(lm, second)
+    with lm.attached(plan), watching(low_block) as low, watching(high_block) as high:
+        generate_of(lm)(input_ids=batch.ids, attention_mask=batch.mask, **asked)
     states, edited = torch.cat(low, 1).float(), torch.cat(high, 1)
     scores = states @ probe.weight.to(states.device) + probe.bias.to(states.device)
     hit = (edited == marker).all(-1)
@@ -153,5 +162,3 @@ def _gated(
         [row[start:] for row, start in zip(scores, batch.starts, strict=True)],
         [len(row) for row in prompts],
     )
-
-

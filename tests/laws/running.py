@@ -1,9 +1,9 @@
-"""How the laws run a model and look at it: plain torch and transformers, none of our own reading."""
+"""How the laws run a model and look at it: plain torch and transformers, no reading of ours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,11 @@ def forward(lm: LM, batch: Padded, plan: Plan) -> Tensor:
         return lm.model(**batch.inputs()).logits
 
 
+def generate_of(lm: LM) -> Callable[..., Any]:
+    """Return transformers' generate, as it is on the model now."""
+    return cast("Callable[..., Any]", lm.model.generate)
+
+
 @dataclass(frozen=True)
 class Output:
     """What a generate call gave."""
@@ -102,7 +107,7 @@ def generated(
     """Generate greedily by transformers' own generate, left-padded, under a plan."""
     batch = padded(lm, rows, left=True, extra=extra)
     with torch.no_grad(), lm.attached(plan):
-        out = lm.model.generate(
+        out = generate_of(lm)(
             input_ids=batch.ids,
             attention_mask=batch.mask,
             max_new_tokens=new,

@@ -98,7 +98,7 @@ def law_a_write_reaches_what_reads_the_site(setting: Setting) -> None:
 
 
 def law_the_stream_adds_up(setting: Setting) -> None:
-    """resid_post = resid_pre + attn_out + mlp_out, and what enters a block is what left the last."""
+    """resid_post = resid_pre + attn_out + mlp_out; what enters a block is what left the last."""
     names = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
     sites = [Site(LAYER, name) for name in names]
     acts = setting.lm.capture(setting.prompts[:4], [*sites, Site(LAYER - 1, "resid_post")])
@@ -128,14 +128,16 @@ def law_kv_heads_serve_their_own_heads(setting: Setting) -> None:
 
 
 def law_one_head_is_its_slice(setting: Setting) -> None:
-    """A head read alone is its slice of all heads; written alone, the other heads keep their bits."""
+    """A head read alone is its slice of all heads; written alone, it leaves the others' bits."""
     lm = setting.lm
     for name in ("q", "z", "k", "v"):
         site, one = Site(LAYER, name), Site(LAYER, name, head=1)
         acts = lm.capture(setting.prompts[:3], [site, one])
         assert same_bits(acts[one], acts[site][:, 1]), f"{one} is not head 1 of {site}"
         written = lm.capture(setting.prompts[:3], [site], plan=[steer.Scale(one, 2.0)])[site]
-        assert same_bits(written[:, ::2], acts[site][:, ::2]), f"writing {one} changes its neighbours"
+        assert same_bits(written[:, ::2], acts[site][:, ::2]), (
+            f"writing {one} changes its neighbours"
+        )
         assert gap(written[:, 1], 2 * acts[one]) <= 1e-5, f"writing {one} does not double it"
 
 
@@ -190,9 +192,7 @@ def _watching(
     for site, (path, side) in taps.items():
         module = block(setting.lm, LAYER).get_submodule(path)
         if side == "output":
-            handles.append(
-                module.register_forward_hook(lambda _, __, out, at=site: note(at, out))
-            )
+            handles.append(module.register_forward_hook(lambda _, __, out, at=site: note(at, out)))
         else:
             handles.append(
                 module.register_forward_pre_hook(

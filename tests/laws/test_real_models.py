@@ -34,7 +34,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 
 def test_all_interventions_compose(setting: Setting):
-    law_all_interventions_compose(setting, new=16)
+    law_all_interventions_compose(setting)
 
 
 def test_nested_blocks_compose(setting: Setting):

@@ -1,6 +1,7 @@
 """Laws of positions: a scope means the same tokens whatever the padding, cache, chunks or beams."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +16,16 @@ from tests.laws.interventions import (
     Setting,
     one_each,
 )
-from tests.laws.running import block, forward, gap, generated, padded, same_bits, watching
+from tests.laws.running import (
+    block,
+    forward,
+    gap,
+    generate_of,
+    generated,
+    padded,
+    same_bits,
+    watching,
+)
 
 LIMIT = 1e-4
 """Largest difference of logits of size 5: passes of other shapes add up in another order, and four
@@ -84,9 +94,9 @@ def law_scopes_mean_positions_while_generating(setting: Setting) -> None:
     for how, (times, options) in GENERATING.items():
         batch = padded(setting.lm, rows, left=True, extra=1)
         asked = {"do_sample": False, "max_new_tokens": N_NEW, "pad_token_id": 0, **options}
-        with torch.no_grad(), setting.lm.attached(plan) as run, _seen(setting) as seen:
-            with torch.random.fork_rng(devices=[]):
-                setting.lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, **asked)
+        quiet = torch.random.fork_rng(devices=[])
+        with quiet, setting.lm.attached(plan) as run, _seen(setting) as seen:
+            generate_of(setting.lm)(input_ids=batch.ids, attention_mask=batch.mask, **asked)
         cached = asked.get("use_cache", True)
         # The last new token is never given back to the model: N_NEW - 1 positions are seen.
         totals = [len(row) + N_NEW - 1 for row in rows for _ in range(times)]
@@ -163,10 +173,13 @@ def law_the_cache_changes_nothing(setting: Setting) -> None:
 def law_strength_0_is_the_baseline(setting: Setting) -> None:
     """A generation at strength 0 has the bits of one without a plan, one by one and in a list."""
     names, items = one_each(setting, strength=0.0)
-    kept = [(n, i) for n, i in zip(names, items, strict=True) if n not in WITHOUT_STRENGTH]
+    every = list(zip(names, items, strict=True))
+    kept = [(name, item) for name, item in every if name not in WITHOUT_STRENGTH]
     rows = setting.prompts[: len(names)]
     plain = generated(setting.lm, rows, [], new=N_NEW)
-    by_row = steer.Rows([[i] if n not in WITHOUT_STRENGTH else [] for n, i in zip(names, items)])
+    by_row = steer.Rows(
+        [[i] if n not in WITHOUT_STRENGTH else [] for n, i in zip(names, items, strict=True)]
+    )
     for how, plan in (("Rows", by_row), ("one list", [item for _, item in kept])):
         found = generated(setting.lm, rows, plan, new=N_NEW)
         for at, name in enumerate(names):
@@ -195,7 +208,7 @@ def _marker(setting: Setting) -> Tensor:
     return setting.direction("marker").to(setting.lm.dtype)
 
 
-def _seen(setting: Setting):  # noqa: ANN202 - a context manager of lists
+def _seen(setting: Setting) -> AbstractContextManager[list[Tensor]]:
     assert setting.site.layer is not None
     return watching(block(setting.lm, setting.site.layer))
 

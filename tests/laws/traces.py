@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import steer
-from steer import Site, Step, SteerError
+from steer import Site, SteerError, Step
 from steer.context import ATTACHED, PASS, SEQUENCES
 from tests.laws.interventions import Setting, one_each
 from tests.laws.running import forward, padded, same_bits
@@ -29,7 +29,7 @@ class _Bang(Exception):
 
 
 def law_nothing_is_left_behind(setting: Setting) -> None:
-    """Modules, hooks, classes, attributes, weights and outputs are as they were, however it ends."""
+    """Modules, hooks, classes, attributes, weights and outputs are as they were, in any end."""
     lm = setting.lm
     batch = padded(lm, setting.prompts[:3], left=True)
     plain = forward(lm, batch, [])
@@ -47,7 +47,7 @@ def law_nothing_is_left_behind(setting: Setting) -> None:
 
 
 def law_only_hooks_are_added(setting: Setting) -> None:
-    """While attached, classes, kernels, weights and modules are as before; `generate` is shadowed."""
+    """While attached, classes, kernels, weights, modules are as before; `generate` is shadowed."""
     lm = setting.lm
     before = snapshot(lm.model)
     _, items = one_each(setting)
@@ -80,7 +80,7 @@ def snapshot(model: nn.Module) -> Snapshot:
         facts[f"{where} class"] = type(module)
         facts[f"{where} training"] = module.training
         facts[f"{where} attributes"] = sorted(vars(module))
-        facts[f"{where} forward"] = module.forward.__func__
+        facts[f"{where} forward"] = getattr(module.forward, "__func__", module.forward)
         for table in _TABLES:
             facts[f"{where} {table}"] = [(k, id(v)) for k, v in vars(module)[table].items()]
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:

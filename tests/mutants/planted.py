@@ -94,7 +94,9 @@ def _shifted() -> Iterator[None]:
         here = now.tokens.positions
         columns = torch.arange(here.shape[1]).expand_as(here)
         if sequences.prompt is None:
-            now = Pass(replace(now.tokens, positions=torch.where(here >= 0, columns, -1)), sequences)
+            now = Pass(
+                replace(now.tokens, positions=torch.where(here >= 0, columns, -1)), sequences
+            )
         return now, sequences
 
     plain = _swapped(steer.registry, "open_pass", open_pass)
@@ -370,7 +372,9 @@ def _by_place() -> Iterator[None]:
     original = Step.of_row
 
     def of_row(self: Step, values: Tensor, like: Tensor) -> Tensor:
-        return original(replace(self, rows=torch.arange(len(self.rows)) % len(values)), values, like)
+        return original(
+            replace(self, rows=torch.arange(len(self.rows)) % len(values)), values, like
+        )
 
     with _swapped(Step, "of_row", of_row):
         yield

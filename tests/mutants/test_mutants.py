@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from functools import cache, partial
+from functools import cache
 
 import pytest
 
@@ -41,8 +41,10 @@ Law = Callable[[Setting], None]
 
 
 def _of_add(law: Callable[[Setting, str], None]) -> Law:
-    found = partial(law, name="add")
-    found.__name__ = f"{law.__name__}, add"  # type: ignore[attr-defined]
+    def found(setting: Setting) -> None:
+        law(setting, "add")
+
+    found.__name__ = f"{law.__name__}, add"
     return found
 
 

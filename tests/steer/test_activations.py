@@ -4,10 +4,11 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from torch import Tensor
 
 import steer
 from steer.activations import Activations
-from steer.sites import Site
+from steer.sites import AnySite, Site
 
 A, B = Site(0), Site(1)
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -15,7 +16,10 @@ MASK = torch.tensor([[True, True, True], [True, False, False]])
 
 def some(*, single: bool = False) -> Activations:
     shape = (2, 4) if single else (2, 3, 4)
-    values = {A: torch.zeros(shape), B: torch.arange(float(torch.Size(shape).numel())).view(shape)}
+    values: dict[AnySite, Tensor] = {
+        A: torch.zeros(shape),
+        B: torch.arange(float(torch.Size(shape).numel())).view(shape),
+    }
     mask = None if single else MASK
     return Activations(values, mask, torch.zeros(shape[:-1]).long(), {"model": "m"}, "ALL")
 

@@ -320,7 +320,7 @@ def test_rows_inside_rows_are_refused(lm):
     with pytest.raises(
         steer.PlanError, match=r"Row 0 of Rows holds Rows at place 0.*pass it alone"
     ):
-        steer.Rows([[rows]])
+        steer.Rows([[rows]])  # type: ignore[list-item]
     with pytest.raises(steer.PlanError, match=r"The plan holds Rows at place 1.*pass it alone"):
         never_run(lm, [steer.Add(SITE, ones(lm)), rows])
 
@@ -467,7 +467,7 @@ def test_a_gate_that_must_act_before_its_prompt_is_complete_is_refused(lm):
         lm.generate(prompts, [gate], max_new_tokens=2, prefill_chunk_size=2)
     lm.generate(prompts, [gate], max_new_tokens=2)
     # What acts from LAST on has its reading in time, also in chunks.
-    late = replace(gate, inner=replace(gate.inner, scope=steer.OUTPUT))
+    late = replace(gate, inner=steer.Add(SITE, ones(lm), scope=steer.OUTPUT))
     chunked = lm.generate(prompts, [late], max_new_tokens=2, prefill_chunk_size=2)
     assert chunked.receipt[0].edited.tolist() == [2]
 

@@ -1,6 +1,7 @@
 """Capture: against the hidden states that transformers returns, and against autograd."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -101,12 +102,11 @@ def calls(
 ) -> tuple[list[str], list[torch.utils.hooks.RemovableHandle]]:
     """Return the list of module calls to come, in order, and the hooks that write it."""
     seen: list[str] = []
-    handles = [
-        lm.model.get_submodule(path).register_forward_pre_hook(
-            lambda _module, _args, path=path: seen.append(path)
-        )
-        for path in paths
-    ]
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: seen.append(path)
+
+    handles = [lm.model.get_submodule(p).register_forward_pre_hook(note(p)) for p in paths]
     return seen, handles
 
 

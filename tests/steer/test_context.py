@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def bare_and_steered(lm: "steer.LM") -> tuple[Tensor, Tensor]:
 def test_a_generator_that_waits_inside_its_block_does_not_steer_its_consumer(lm):
     bare, _ = bare_and_steered(lm)
 
-    def texts() -> Iterator[int]:
+    def texts() -> Generator[int, None, None]:
         with lm.attached([an_add(lm)]):
             yield 1
             yield 2
@@ -71,7 +71,7 @@ def test_a_generator_may_run_passes_inside_its_own_block(lm):
 
 
 def test_a_generator_that_is_dropped_leaves_nothing_attached(lm):
-    def texts() -> Iterator[Tensor]:
+    def texts() -> Generator[Tensor, None, None]:
         with lm.attached([an_add(lm)]):
             yield logits(lm)
 
@@ -97,7 +97,7 @@ def test_a_context_manager_made_of_a_generator_is_told_to_return_the_block_inste
 
 
 def test_an_async_generator_that_waits_inside_its_block_does_not_steer_its_consumer(lm):
-    async def texts() -> AsyncIterator[int]:
+    async def texts() -> AsyncGenerator[int, None]:
         with lm.attached([an_add(lm)]):
             yield 1
             yield 2
@@ -114,12 +114,12 @@ def test_an_async_generator_that_waits_inside_its_block_does_not_steer_its_consu
 def test_an_async_generator_closed_from_another_task_is_detached(lm):
     bare, _ = bare_and_steered(lm)
 
-    async def texts() -> AsyncIterator[Tensor]:
+    async def texts() -> AsyncGenerator[Tensor, None]:
         with lm.attached([an_add(lm)]):
             yield logits(lm)
             yield logits(lm)
 
-    async def first(waiting: AsyncIterator[Tensor]) -> None:
+    async def first(waiting: AsyncGenerator[Tensor, None]) -> None:
         await anext(waiting)
 
     async def consume() -> Tensor:
@@ -135,11 +135,11 @@ def test_an_async_generator_closed_from_another_task_is_detached(lm):
 def test_an_async_generator_finished_by_another_task_is_an_error_and_not_a_leak(lm):
     bare, _ = bare_and_steered(lm)
 
-    async def texts() -> AsyncIterator[Tensor]:
+    async def texts() -> AsyncGenerator[Tensor, None]:
         with lm.attached([an_add(lm)]):
             yield logits(lm)
 
-    async def step(waiting: AsyncIterator[Tensor]) -> Tensor | None:
+    async def step(waiting: AsyncGenerator[Tensor, None]) -> Tensor | None:
         return await anext(waiting, None)
 
     async def consume() -> Tensor:
@@ -214,7 +214,7 @@ def test_an_interrupt_in_the_middle_of_a_pass_detaches(lm):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    user = lm.model.get_submodule(lm.registry.layout.blocks)[2].register_forward_hook(interrupt)
+    user = lm.model.get_submodule(lm.registry.layout.blocks + ".2").register_forward_hook(interrupt)
 
     def block() -> None:
         with lm.attached([an_add(lm)]):
@@ -326,10 +326,11 @@ def test_a_stream_closed_early_stops_and_detaches(lm):
 def test_a_stream_that_nobody_reads_any_more_stops_by_itself(lm):
     stream = lm.stream(["one two"], [an_add(lm)], max_new_tokens=800)
     next(stream)
-    worker = stream._worker
+    worker, pieces = stream._worker, stream._queue
     del stream
     worker.join(60)
     assert not worker.is_alive()
+    assert pieces.qsize() < 790  # it did not run to its end
     assert lm.registry.live == 0
 
 
@@ -350,7 +351,7 @@ def test_a_stream_is_refused_before_it_starts_where_the_plan_does_not_fit(lm):
 
 
 @pytest.fixture
-def training(any_lm) -> Iterator["steer.LM"]:
+def training(any_lm) -> "steer.LM":
     """Return a model of its own of each family, in training mode."""
     own = steer.load(any_lm.provenance.name)
     own.model.train()
@@ -379,7 +380,7 @@ def test_gradient_checkpointing_turned_on_while_attached_is_refused_at_the_next_
 def test_without_checkpointing_gradients_flow_through_an_edit(lm):
     # d/dx of f(x + v) is f'(x + v): the same edit as a hook of ten words, differentiated by torch.
     add = an_add(lm)
-    block = lm.model.get_submodule(lm.registry.layout.blocks)[1]
+    block = lm.model.get_submodule(lm.registry.layout.blocks + ".1")
     embeds = lm.model.get_input_embeddings()(X).detach()
 
     def gradient() -> Tensor:

@@ -88,7 +88,7 @@ def test_beams_of_the_models_own_config_give_no_log_probs(lm: LM) -> None:
 
 def test_a_processor_that_fails_leaves_nothing_attached(lm: LM) -> None:
     class Broken(LogitsProcessor):
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
+        def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):

@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import steer
 from steer.interventions import Add, Read, When
+from steer.scopes import parse_scope
 from steer.sites import Site
 
 SITE = Site(1, "resid_post")
@@ -27,7 +28,7 @@ def by_positions(lm: "steer.LM", row: list[int], positions: set[int]) -> Tensor:
     """Return the logits of one row with the vector added by a plain hook at these positions."""
     v = 2.0 * an_add(lm, steer.ALL).direction
     where = torch.tensor([[[p in positions] for p in range(len(row))]])
-    block = lm.model.get_submodule(lm.registry.layout.blocks)[1]
+    block = lm.model.get_submodule(lm.registry.layout.blocks + ".1")
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
@@ -78,7 +79,7 @@ def decoded(lm: "steer.LM", cuts: list[int], cache: Any, *, left: int = 0) -> Te
 @pytest.mark.parametrize("cuts", [[5, 6, 7], [2, 4, 5, 6], [4, 7], [6]], ids=str)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_decode_loop_of_the_users_own_with_a_declared_prompt(lm, scope, cuts, left):
-    plan = [an_add(lm, steer.scopes.parse_scope(scope))]
+    plan = [an_add(lm, parse_scope(scope))]
     with lm.attached(plan) as run:
         run.prompt([N_PROMPT])
         found = decoded(lm, cuts, DynamicCache(config=lm.model.config), left=left)
@@ -123,7 +124,7 @@ def test_over_a_cache_without_a_declared_prompt_positions_still_count_from_its_s
 def test_over_a_cache_a_scope_that_needs_the_prompt_is_an_error_until_it_is_declared(lm, scope):
     match = r"depends on where the prompt ends.*continues a cache.*run\.prompt\(lengths\)"
     with pytest.raises(steer.ScopeError, match=match):
-        continued(lm, steer.scopes.parse_scope(scope))
+        continued(lm, parse_scope(scope))
     assert lm.registry.live == 0
 
 
@@ -222,7 +223,7 @@ def test_outside_generate_a_pass_is_all_prompt_whatever_its_padding(any_lm, scop
         place = slice(8 - len(row), None) if side == "left" else slice(0, len(row))
         ids[at, place], mask[at, place] = torch.tensor(row), 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    plan = [an_add(any_lm, steer.scopes.parse_scope(scope))]
+    plan = [an_add(any_lm, parse_scope(scope))]
     with any_lm.attached(plan) as run, torch.no_grad():
         out = any_lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
     for at, row in enumerate(rows):

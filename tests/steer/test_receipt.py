@@ -5,6 +5,7 @@ import torch
 
 import steer
 from steer.receipt import Line, Receipt
+from steer.scopes import parse_scope
 from steer.sites import Site
 
 SITE = Site(1, "resid_post")
@@ -37,7 +38,7 @@ COUNTS = {
     ids=["cache", "none", "chunks"],
 )
 def test_counts_in_generation_are_the_same_with_and_without_a_cache(lm, name, options):
-    scope = steer.scopes.parse_scope(name)
+    scope = parse_scope(name)
     out = lm.generate(PROMPTS, [an_add(lm, scope)], max_new_tokens=NEW, **options)
     line = out.receipt[0]
     assert line.seen.tolist() == COUNTS["ALL"]

@@ -1,11 +1,10 @@
 """The registry: all or nothing, by reference count, and a model untouched when a plan has left."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import steer
 from steer.sites import ModuleSite, Site
@@ -14,24 +13,23 @@ X = torch.tensor([[5, 6, 7, 8, 9], [4, 3, 2, 11, 12]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 
 
-def portrait(model: nn.Module) -> dict[str, Any]:
+def portrait(model: Any) -> dict[Any, Any]:
     """Return all that a plan could have changed: by identity where there is one."""
-    found: dict[str, Any] = {"config": repr(model.config)}
+    found: dict[Any, Any] = {"config": repr(model.config)}
     for path, module in model.named_modules():
         found[path, "module"] = (id(module), type(module), module.training)
         found[path, "attributes"] = sorted(vars(module))
         found[path, "class"] = sorted(vars(type(module)))
         found[path, "call"] = (type(module).__call__, type(module).forward)
         for name, value in vars(module).items():
-            if name.endswith("_hooks") or "_hooks_" in name:
-                found[path, name] = [(key, id(hook)) for key, hook in dict(value or {}).items()]
+            if "_hooks" in name and isinstance(value, dict):
+                found[path, name] = [(key, id(hook)) for key, hook in value.items()]
             elif callable(value):
                 found[path, name] = id(value)
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         found[name, "weight"] = (id(weight), weight.dtype, weight.device, weight.data_ptr())
         found[name, "state"] = (weight.requires_grad, weight._version, weight.grad)
-    config = model.config
-    found["attention"] = config._attn_implementation
+    found["attention"] = model.config._attn_implementation
     return found
 
 
@@ -77,7 +75,7 @@ def an_interrupt(lm: "steer.LM", plan: "steer.Plan") -> None:
             raise KeyboardInterrupt
 
 
-def a_failed_attach(lm: "steer.LM", plan: "steer.Plan") -> None:
+def a_failed_attach(lm: "steer.LM", plan: list["steer.Add"]) -> None:
     bad = steer.Add(Site(77), torch.ones(lm.d_model))
     with pytest.raises(steer.SiteNotFound, match=r"Intervention \d+ of the plan.*blocks\.77"):
         lm.attached([*plan, bad]).__enter__()
@@ -99,11 +97,11 @@ def generating(lm: "steer.LM", plan: "steer.Plan") -> None:
     lm.generate(["one two", "three"], plan, max_new_tokens=3)
 
 
-def capturing(lm: "steer.LM", plan: "steer.Plan") -> None:
+def capturing(lm: "steer.LM", plan: list["steer.Add"]) -> None:
     lm.capture(["one two", "three"], [Site(0), Site(1, "resid_post")], plan=plan[:2])
 
 
-def scope_error(lm: "steer.LM", plan: "steer.Plan") -> None:
+def scope_error(lm: "steer.LM", plan: list["steer.Add"]) -> None:
     late = steer.Add(Site(1), torch.ones(lm.d_model), scope=steer.at(400))
     with pytest.raises(steer.ScopeError):  # noqa: SIM117
         with lm.attached([*plan, late]):
@@ -165,13 +163,14 @@ def test_a_registration_that_fails_half_way_is_taken_back(lm, monkeypatch):
 def test_hooks_are_shared_and_go_with_the_last_plan_that_needs_them(lm):
     add = steer.Add(Site(1), torch.ones(lm.d_model))
     block = lm.model.model.layers[1]
+    before = len(block._forward_hooks)  # transformers' own recorder may be there
     with lm.attached([add, add]):
-        assert len(block._forward_hooks) == 1
+        assert len(block._forward_hooks) == before + 1
         with lm.attached([add]):
-            assert len(block._forward_hooks) == 1
+            assert len(block._forward_hooks) == before + 1
             logits(lm)
-        assert len(block._forward_hooks) == 1
-    assert len(block._forward_hooks) == 0
+        assert len(block._forward_hooks) == before + 1
+    assert len(block._forward_hooks) == before
 
 
 def test_a_model_with_a_generate_of_its_own_is_refused_and_keeps_it():
@@ -180,12 +179,12 @@ def test_a_model_with_a_generate_of_its_own_is_refused_and_keeps_it():
     def mine(*_: object, **__: object) -> str:
         return "mine"
 
-    own.model.generate = mine
+    vars(own.model)["generate"] = mine
     with pytest.raises(steer.UnsupportedModel, match=r"`generate` of its own.*del model\.generate"):
         own.attached([steer.Add(Site(1), torch.ones(own.d_model))]).__enter__()
-    assert own.model.generate() == "mine"
+    assert vars(own.model)["generate"] is mine
     assert own.registry.live == 0
-    del own.model.generate
+    del vars(own.model)["generate"]
     normal_exit(own, [steer.Add(Site(1), torch.ones(own.d_model))])
 
 
@@ -222,6 +221,3 @@ def test_the_registry_says_how_many_hooks_live(lm):
         assert lm.registry.live == 2  # the stack's, where a pass opens, and the block's
         assert "2 hooks" in repr(lm.registry)
         logits(lm)
-
-
-Way = Callable[["steer.LM", "steer.Plan"], None]

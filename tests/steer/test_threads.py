@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -487,7 +488,7 @@ def test_a_model_wrapped_twice_takes_a_plan_from_each_and_generates_under_both()
         texts = torch.tensor(one.generate(IDS, both, max_new_tokens=4).tokens)
         with one.attached(first), two.attached(second):
             assert torch.equal(logits(one), expected)
-            new = one.model.generate(**options, max_new_tokens=4)
+            new = cast("Any", one.model).generate(**options, max_new_tokens=4)
             assert torch.equal(new[:, X.shape[1] :], texts)
         # Left in the other order than entered: what the first put there must go all the same.
         outer, inner = one.attached(first), two.attached(second)

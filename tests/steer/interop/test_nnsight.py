@@ -117,10 +117,10 @@ def test_a_run_that_stops_before_the_site_is_an_error(pair: tuple) -> None:
     first, last = steer.Site(0), steer.Site(3)
 
     def stopped() -> None:
-        with torch.no_grad(), interop.in_nnsight(model, [*add(lm, first), *add(lm, last)]):
-            with model.trace(IDS) as tracer:
-                model.model.layers[2].output.save()
-                tracer.stop()
+        plan = [*add(lm, first), *add(lm, last)]
+        with torch.no_grad(), interop.in_nnsight(model, plan), model.trace(IDS) as tracer:
+            model.model.layers[2].output.save()
+            tracer.stop()
 
     with pytest.raises(
         steer.NeverFired, match=r"never handed over the output of 'model\.layers\.3'"

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,7 @@ def test_a_run_that_stops_before_the_site_is_an_error(pair: tuple) -> None:
         (steer.Site(1, "router"), "no blocks.1.router: TransformerLens has no hook"),
         (steer.Site(4), r"no site blocks\.4\.resid_post: it has 4 blocks"),
         (steer.ModuleSite("model.layers.1"), "the bridge has replaced its modules"),
+        (steer.ModuleSite("no.such.module"), "the bridge has replaced its modules"),
     ],
 )
 def test_sites_that_a_bridge_lacks_are_refused_at_attach(
@@ -209,3 +211,20 @@ def test_a_generator_that_yields_inside_is_refused(pair: tuple) -> None:
     finally:
         with pytest.raises(steer.NeverFired):
             next(steps)
+
+
+def test_another_thread_is_not_steered_while_a_plan_is_in_the_bridge(pair: tuple) -> None:
+    lm, bridge = pair
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            return bridge(IDS)
+
+    alone = plain()
+    with ThreadPoolExecutor(2) as pool, interop.in_bridge(bridge, add(lm)) as run:
+        outside = [pool.submit(plain) for _ in range(20)]
+        bound = [pool.submit(run.bind(plain)) for _ in range(20)]
+        here = plain()
+        assert all(torch.equal(other.result(), alone) for other in outside)
+        assert all(torch.equal(other.result(), here) for other in bound)
+    assert (here - alone).abs().max() > 0.1

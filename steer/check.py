@@ -96,7 +96,7 @@ def check(lm: LM, plan: Plan, prompts: Prompts, *, max_new_tokens: int = 6) -> C
         ),
         _alone("padded = single", lm, rows, (steered, plan), plain, together=True),
         _alone("batch = rows", lm, rows, (steered, plan), plain, together=False),
-        _strength_zero(lm, rows, plan, before),
+        _strength_zero(lm, rows, plan, plain),
     ]
     after, left = lm.logits(rows), hook_counts(lm.model)
     same = same_bits(before, after) and hooks == left and lm.registry.live == 0
@@ -168,20 +168,23 @@ def _joined(parts: Sequence[Generations]) -> Generations:
     return Generations([part[0] for part in parts], tokens, log_probs, parts[0].receipt)
 
 
-def _strength_zero(lm: LM, rows: Sequence[Sequence[int]], plan: Plan, baseline: Tensor) -> Check:
+def _strength_zero(
+    lm: LM, rows: Sequence[Sequence[int]], plan: Plan, plain: Generations
+) -> Check:
+    # By generation, as for the others: an edit of GENERATED tokens has nothing to do in a prompt.
+    name = "strength 0 = baseline"
     zeroed = _each(plan, at_zero)
     left_out = sum(1 for _ in items_of(plan)) - sum(1 for _ in items_of(zeroed))
     note = f"{left_out} without a strength left out" if left_out else ""
-    with torch.no_grad():
-        run = lm.attached(zeroed)
-        try:
-            with run:
-                found = lm.logits(rows)
-        except SteerError as error:
-            return Check("strength 0 = baseline", False, float("nan"), 0.0, str(error))
-    return Check(
-        "strength 0 = baseline", same_bits(found, baseline), _gap(found, baseline), 0.0, note
-    )
+    try:
+        found = lm.generate(rows, zeroed, max_new_tokens=max(map(len, plain.tokens)))
+    except SteerError as error:
+        return Check(name, False, float("nan"), 0.0, str(error))
+    difference, differs = _difference(found, plain)
+    assert found.log_probs is not None
+    assert plain.log_probs is not None
+    same = found.tokens == plain.tokens and all(map(same_bits, found.log_probs, plain.log_probs))
+    return Check(name, same, difference, 0.0, note or differs)
 
 
 def _each(plan: Plan, change: Callable[[Intervention], Intervention | None]) -> Plan:

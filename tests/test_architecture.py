@@ -36,7 +36,9 @@ import {package}
 from_outside = [
     (event, args)
     for event, args in events
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.mkdir")
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen")
+    # transformers.generation imports torch._dynamo, which makes its own cache folder at once.
+    or (event == "os.mkdir" and "torchinductor" not in args[0])
     # dill, which torch imports, opens the null device to learn the types of its files.
     or (event == "open" and args[0] != os.devnull and any(letter in args[1] for letter in "wax+"))
 ]

@@ -1,6 +1,7 @@
 """Specs and digests, against hashes computed here by hand, and kinds through an allow-list."""
 
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -148,8 +149,8 @@ def test_the_order_of_a_plan_enters_the_digest():
 
 
 def test_probes_and_manifolds_compute_the_same_digest():
-    manifolds_spec = pytest.importorskip("manifolds.spec")
-    probes_identity = pytest.importorskip("probes.identity")
+    manifolds_spec = importlib.import_module("manifolds.spec")
+    probes_identity = importlib.import_module("probes.identity")
     spec = {
         "kind": "toy.All",
         "version": 1,

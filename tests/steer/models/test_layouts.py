@@ -1,5 +1,6 @@
 """Tables against oracles of transformers: hidden_states, and what its attention receives."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -251,7 +252,7 @@ def test_the_text_model_inside_a_multimodal_wrapper_is_found(reader: Reader) -> 
 
 @BY_PEFT
 def test_lora_adapters_stay_in_and_their_paths_are_prefixed(small: Small, reader: Reader) -> None:
-    peft = pytest.importorskip("peft")
+    peft = importlib.import_module("peft")
     adapted = peft.get_peft_model(
         small("llama", **KV),
         peft.LoraConfig(
@@ -266,7 +267,7 @@ def test_lora_adapters_stay_in_and_their_paths_are_prefixed(small: Small, reader
 
 @BY_PEFT
 def test_prompt_tuning_is_refused_because_it_shifts_positions(small: Small) -> None:
-    peft = pytest.importorskip("peft")
+    peft = importlib.import_module("peft")
     tuned = peft.get_peft_model(
         small("llama", **KV),
         peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),

@@ -22,8 +22,8 @@ from steer.models.load import HFModel
 from steer.prompts import Message, Prompts, as_rows, render_chat
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
-from steer.scopes import FIRST, LAST, Scope
-from steer.sites import AnySite, Site
+from steer.scopes import FIRST, LAST, Scope, require_scope
+from steer.sites import AnySite, Site, require_sites
 from steer.store import Store
 
 
@@ -193,6 +193,8 @@ class LM:
         Raises:
             PlanError: no site, or a store together with grad or generated tokens.
         """
+        require_sites(sites)
+        require_scope(scope, "capture")
         rows = self.rows(prompts)
         weights = fingerprint(self.model)
         kept = None
@@ -362,6 +364,7 @@ def load(
         ModelNotFound: unknown name, no network, wrong hash, licence not accepted.
         UnsupportedModel: the blocks could not be explained, or weights are out of reach.
 
+    >>> import steer
     >>> steer.load("tiny-llama").n_layers
     4
     """

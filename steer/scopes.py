@@ -306,3 +306,17 @@ def parse_scope(printed: str) -> Scope:
         raise SpecError(
             f"{printed!r} is not a scope ({broken}). Write the artefact again with steer.save."
         ) from None
+
+
+def require_scope(scope: object, owner: str) -> None:
+    """Refuse what is no scope, before anything is run.
+
+    Raises:
+        TypeError: a string, a number or anything else.
+    """
+    if not isinstance(scope, Scope):
+        raise TypeError(
+            f"The scope of {owner} is {scope!r}, a {type(scope).__name__}, which does not say "
+            "which tokens. Write steer.LAST, steer.ALL, steer.at(3) or another Scope; | & ~ "
+            "combine them."
+        )

@@ -5,6 +5,7 @@ module and which part of its tensors a site stands for is said by the layout (`s
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal, get_args
@@ -186,3 +187,22 @@ def parse_site(text: str) -> AnySite:
         path, side = text.removeprefix("module:").rsplit(":", 1)
         return ModuleSite(path, "input" if side == "input" else "output")
     return Site.parse(text)
+
+
+def require_sites(sites: object) -> None:
+    """Refuse what is no sequence of sites, before anything is run.
+
+    Raises:
+        TypeError: a lone site, or an entry that is none.
+    """
+    if isinstance(sites, Site | ModuleSite | str) or not isinstance(sites, Iterable):
+        raise TypeError(
+            f"The sites are {sites!r}, which is no list. Several can be read in one pass, so write "
+            "a list of them: [steer.Site(12, 'resid_post')]."
+        )
+    for site in sites:
+        if not isinstance(site, Site | ModuleSite):
+            raise TypeError(
+                f"{site!r} is a {type(site).__name__}, not a site. Write steer.Site(12, "
+                "'resid_post'), or steer.Site.parse('blocks.12.resid_post') for a printed name."
+            )

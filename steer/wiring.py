@@ -18,8 +18,8 @@ from steer.interventions.recipe import Recipe, on_device, row_counts_of, walk, w
 from steer.interventions.wrap import Custom
 from steer.models.layout import Layout, Tap
 from steer.protocols import Intervention
-from steer.scopes import GENERATED
-from steer.sites import AnySite, Site
+from steer.scopes import GENERATED, require_scope
+from steer.sites import AnySite, Site, require_sites
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +94,8 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
     reads: dict[int, object] = {}
     members = _grouped(plan)
     for item, rows in members:
+        require_sites([item.site])
+        require_scope(item.scope, type(item).__name__)
         with _blame(item, lines[id(item)]):
             for site in _sites(item):
                 refuse_pattern(site)

@@ -2,8 +2,14 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
+
+import pytest
+import torch
+
+import steer
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"^```(?P<kind>python|text)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -33,3 +39,45 @@ def test_every_python_block_prints_the_text_block_below_it() -> None:
             exec(compile("\n" * line + block["body"], str(README), "exec"), namespace)
         if after is not None and after["kind"] == "text":
             assert printed.getvalue().rstrip() == after["body"].rstrip(), f"README.md:{line}"
+
+
+def test_the_numbers_of_notebook_02_are_those_that_it_printed() -> None:
+    notebook = json.loads((README.parent / "notebooks/02_steer_along_a_manifold.ipynb").read_text())
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    printed = "".join("".join(output.get("text", [])) for output in outputs)
+    text = README.read_text(encoding="utf-8")
+    for name, row in (
+        ("chord over ring", "energy along the chord / along the ring"),
+        ("shuffled ring over ring", "control: a ring in shuffled order / the ring"),
+    ):
+        found = re.search(rf"{name}: +([\d.]+)  \[([\d.]+), ([\d.]+)\]", printed)
+        assert found is not None
+        value, low, high = found.groups()
+        assert f"| {row} | {value} | {low} to {high} |" in text
+
+
+MISTAKES: list[tuple[str, type[Exception], str]] = [
+    ("lm.generate('January,')", steer.SteerError, r"Put it into a list: \[prompt\]"),
+    ("lm.generate(['a'], plan[0])", steer.SteerError, r"write \[intervention\]"),
+    ("lm.capture(['a'], site)", TypeError, r"The sites are blocks\.1\.resid_post.*a list of them"),
+    ("lm.capture(['a'], ['blocks.1.resid_post'])", TypeError, r"not a site.*Site\.parse"),
+    ("lm.capture(['a'], [site], scope='last')", TypeError, r"'last', a str.*steer\.LAST"),
+    ("lm.logits(['a'], [steer.Add(site, ones, scope=1)])", TypeError, r"scope of Add is 1, a int"),
+    ("lm.generate(['a'], max_tokens=3)", steer.SteerError, "Did you mean max_new_tokens"),
+    ("steer.load('tiny-lama')", steer.SteerError, "Did you mean tiny-llama"),
+    ("steer.Site(1, 'residpost')", steer.SteerError, "Did you mean resid_post"),
+    ("manifolds.fit_curve(acts[site], months, period=12)", ValueError, "Number them, such as 0"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "kind", "remedy"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_what_a_reader_gets_wrong_is_told_what_to_do(
+    mistake: str, kind: type[Exception], remedy: str
+) -> None:
+    first = BLOCK.search(README.read_text(encoding="utf-8"))
+    assert first is not None
+    namespace: dict[str, object] = {"ones": torch.ones(64)}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(first["body"], namespace)
+    with pytest.raises(kind, match=remedy):
+        eval(mistake, namespace)

@@ -59,6 +59,7 @@ class Rows:
 
 
 Plan = Sequence[Intervention] | Rows
+"""A list, applied in order, or one list for each row of the batch."""
 
 
 def as_items(plan: object, what: str = "The plan") -> tuple[Intervention, ...]:

@@ -168,9 +168,7 @@ def _joined(parts: Sequence[Generations]) -> Generations:
     return Generations([part[0] for part in parts], tokens, log_probs, parts[0].receipt)
 
 
-def _strength_zero(
-    lm: LM, rows: Sequence[Sequence[int]], plan: Plan, plain: Generations
-) -> Check:
+def _strength_zero(lm: LM, rows: Sequence[Sequence[int]], plan: Plan, plain: Generations) -> Check:
     # By generation, as for the others: an edit of GENERATED tokens has nothing to do in a prompt.
     name = "strength 0 = baseline"
     zeroed = _each(plan, at_zero)

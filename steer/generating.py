@@ -1,7 +1,7 @@
 """What `generate` is asked for: the prompts it will expand, and what cannot be steered under it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steer.bookkeeping import Sequences
 from steer.errors import PlanError
 from steer.passes import cache_length
+from steer.scopes import ALL
 from steer.tokens import Decode, Prompt, Tokens
 from steer.wiring import Reading, Wiring
 
@@ -190,4 +191,19 @@ def refuse_generation(
                 f"{op.read!r} reads tokens of the first {past} columns, which the cache given to "
                 "generate holds already. They are not run again, so the reading would lack them. "
                 "Leave past_key_values out, or read the new tokens only."
+            )
+
+
+def refuse_scopes(wirings: Iterable[Wiring]) -> None:
+    """Refuse every scope but ALL in a generate call of a model wrapped with modules_only=True.
+
+    Raises:
+        PlanError: names the intervention.
+    """
+    for item in (item for wiring in wirings for item in wiring.items):
+        if item.scope != ALL:
+            raise PlanError(
+                f"{item!r} has the scope {item.scope!r}, but in generate a model wrapped with "
+                "modules_only=True shows one chunk after another, and positions in them cannot be "
+                "told. Use ALL, or call the model without generate."
             )

@@ -19,20 +19,13 @@ from steer.models import LoadedModel, Provenance, load_model, wrap_model
 from steer.models.fingerprint import fingerprint
 from steer.models.layouts import LayoutTable, resolve
 from steer.models.load import HFModel
-from steer.prompts import Message, Prompts, as_rows, render_chat
+from steer.models.raw import raw_layout
+from steer.prompts import Message, Numbered, Prompts, as_rows, render_chat
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
 from steer.scopes import FIRST, LAST, Scope, require_scope
 from steer.sites import AnySite, Site, require_sites
 from steer.store import Store
-
-
-class Numbered(list[str]):
-    """The tokens of a prompt; prints each with its position."""
-
-    def __repr__(self) -> str:
-        """Print `0 'The'  1 ' cat'`."""
-        return "  ".join(f"{at} {token!r}" for at, token in enumerate(self))
 
 
 class LM:
@@ -44,7 +37,11 @@ class LM:
     """
 
     def __init__(
-        self, loaded: LoadedModel, layouts: Mapping[str, LayoutTable] = MappingProxyType({})
+        self,
+        loaded: LoadedModel,
+        layouts: Mapping[str, LayoutTable] = MappingProxyType({}),
+        *,
+        modules_only: bool = False,
     ) -> None:
         """Find the sites of a loaded model and check them on one short pass.
 
@@ -54,10 +51,11 @@ class LM:
         self.model: HFModel = loaded.model
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self.provenance: Provenance = loaded.provenance
-        layout = resolve(self.model, layouts)
+        layout = raw_layout(self.model) if modules_only else resolve(self.model, layouts)
         self.registry = HookRegistry(self.model, layout, self._decode)
         self._everywhere: Run | None = None
-        self.registry.verify()
+        if not modules_only:
+            self.registry.verify()
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
@@ -386,12 +384,15 @@ def wrap(
     tokenizer: PreTrainedTokenizerBase,
     *,
     layouts: Mapping[str, LayoutTable] = MappingProxyType({}),
+    modules_only: bool = False,
 ) -> LM:
     """Return a live model as it is, LoRA adapters and quantised weights included.
 
     `layouts` maps a model_type to a table of your own, for models whose blocks are not recognised.
+    With modules_only nothing is explained or checked: only ModuleSite works, with positions counted
+    in each module's own tensor, for BERT, T5, ViT, Mamba and whatever else is refused.
 
     Raises:
         UnsupportedModel: the blocks could not be explained, or weights are out of reach.
     """
-    return LM(wrap_model(model, tokenizer), layouts)
+    return LM(wrap_model(model, tokenizer), layouts, modules_only=modules_only)

@@ -197,3 +197,21 @@ def last_columns(now: Pass, keep: int | Tensor, value: Tensor) -> Pass:
     assert tokens.positions.shape[1] == value.shape[1]
     reads = {key: v[:, which] if v.shape[1] > 1 else v for key, v in now.reads.items()}
     return Pass(tokens, now.sequences, reads=reads)
+
+
+def raw_pass(value: Tensor) -> Pass:
+    """Return the pass of one tensor [row, pos, ...] of a model whose tokens are not known.
+
+    Raises:
+        PlanError: a tensor without a row and a position axis.
+    """
+    if value.ndim < 3:
+        raise PlanError(
+            f"A raw site met a tensor of shape {tuple(value.shape)}, which has no [row, position, "
+            "width]. Which tokens it holds cannot be told. Choose a module whose tensor has them."
+        )
+    n_rows, n_columns = value.shape[:2]
+    rows = torch.arange(n_rows)
+    positions = torch.arange(n_columns).expand(n_rows, n_columns)
+    why = "the model was wrapped with modules_only=True, so its prompts are not known"
+    return Pass(Tokens(positions, rows, None, why_unknown=why), Sequences(None, rows, n_rows))

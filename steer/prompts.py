@@ -102,6 +102,14 @@ def render_chat(messages: object, tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
+class Numbered(list[str]):
+    """The tokens of a prompt; prints each with its position."""
+
+    def __repr__(self) -> str:
+        """Print `0 'The'  1 ' cat'`."""
+        return "  ".join(f"{at} {token!r}" for at, token in enumerate(self))
+
+
 def in_batches(rows: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
     """Return the row numbers in batches of similar length, of at most max_tokens padded tokens."""
     order = sorted(range(len(rows)), key=lambda r: len(rows[r]))

@@ -26,14 +26,15 @@ from steer.context import (
     refuse_checkpointing,
 )
 from steer.errors import PlanError, SiteNotFound, did_you_mean
-from steer.generating import refuse_generation, sequences_of_generate
+from steer.generating import refuse_generation, refuse_scopes, sequences_of_generate
 from steer.interventions.plans import Plan
 from steer.models.fingerprint import fingerprint
 from steer.models.layout import Layout, Tap
 from steer.models.layouts import LayoutTable, resolve
+from steer.models.raw import RAW
 from steer.models.verify import verify_layout
 from steer.module_io import first_tensor, tensor_of, with_tensor
-from steer.passes import last_columns, open_pass
+from steer.passes import last_columns, open_pass, raw_pass
 from steer.shadow import cover, uncover
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
@@ -258,6 +259,10 @@ class HookRegistry:
         refuse_checkpointing(self.model, module)
         for run in runs:
             run.refuse_leak()
+        if self.layout.family == RAW:
+            # Its tokens are unknown: each raw site opens a pass of its own tensor.
+            PASS.set({**PASS.get(), id(self): (raw_pass(torch.empty(0, 0, 0)), runs)})
+            return
         sequences = SEQUENCES.get().get(id(self))
         if sequences is None:
             declared = [r.declared for r in runs if r.declared is not None]
@@ -308,6 +313,10 @@ class HookRegistry:
         return hook
 
     def _serve(self, key: Key, value: Tensor, now: Pass, runs: tuple[Run, ...]) -> Tensor:
+        if self.layout.family == RAW:
+            now = raw_pass(value)
+            for run in runs:
+                run.work.begin(now, key)
         shape = now.tokens.positions.shape
         flat = value.ndim == 2 and value.shape[0] == shape[0] * shape[1]
         h = value.unflatten(0, shape) if flat else value
@@ -357,6 +366,9 @@ class HookRegistry:
         self, rows: ExitStack, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Declare the prompts of a generate call while `rows` is open; return its arguments."""
+        if self.layout.family == RAW:
+            refuse_scopes(run.work.wiring for run in self.runs())
+            return kwargs
         sequences, asked = sequences_of_generate(self.model, args, kwargs)
         declared = SEQUENCES.get().get(id(self))
         if declared is not None and declared.generating:

@@ -16,7 +16,7 @@ from steer.interventions.gates import Read, Running, running
 from steer.receipt import Line, Receipt
 from steer.step import Step
 from steer.tokens import Tokens
-from steer.wiring import Edit, Op, Reading, Wiring
+from steer.wiring import Edit, Key, Op, Reading, Wiring
 
 
 @dataclass(slots=True, eq=False)
@@ -43,8 +43,8 @@ class Work:
         self.counts: list[Counts] = []
         self.lock = threading.Lock()
 
-    def begin(self, now: Pass) -> None:
-        """Settle before block 0 all that needs the rows.
+    def begin(self, now: Pass, key: Key | None = None) -> None:
+        """Settle before block 0 all that needs the rows; with a key, of one hook alone.
 
         Raises:
             ScopeError: a row lacks a scope, or the prompt's end is needed and unknown.
@@ -52,7 +52,9 @@ class Work:
                 gate that would have to act before its reading is complete.
         """
         self._check_rows(now)
-        for op in (op for ops in self.wiring.ops.values() for op in ops):
+        every = (op for ops in self.wiring.ops.values() for op in ops)
+        concerned = tuple(every if key is None else self.wiring.ops.get(key, ()))
+        for op in concerned:
             if isinstance(op, Edit):
                 chosen = now.select(op.item.scope, op.rows)
                 for patch in op.patches:
@@ -63,7 +65,7 @@ class Work:
             else:
                 now.select(op.read.scope, op.rows)
         with self.lock:
-            self._count_tokens(now)
+            self._count_tokens(now, concerned)
 
     def _check_rows(self, now: Pass) -> None:
         n = now.sequences.n_rows
@@ -93,7 +95,7 @@ class Work:
                 "at LAST, or declare the prompt with run.prompt(lengths)."
             )
 
-    def _count_tokens(self, now: Pass) -> None:
+    def _count_tokens(self, now: Pass, ops: tuple[Op, ...]) -> None:
         tokens, n_rows = now.tokens, now.sequences.n_rows
         self.n_passes += 1
         if len(self.seen) < n_rows:
@@ -106,7 +108,7 @@ class Work:
             self.counts.append(Counts(torch.zeros(len(self.seen), dtype=torch.long)))
         fresh = tokens.mask if tokens.fresh is None else tokens.mask & tokens.fresh
         self.seen.index_add_(0, tokens.rows, fresh.sum(1))
-        for op in self.wiring.edits:
+        for op in (op for op in ops if isinstance(op, Edit)):
             chosen = now.select(op.item.scope, op.rows).mask
             if tokens.fresh is not None:
                 chosen = chosen & tokens.fresh

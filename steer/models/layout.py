@@ -228,6 +228,11 @@ class Layout:
         """
         if isinstance(site, ModuleSite):
             return Tap(site.path, site.side)
+        if not self.taps:
+            raise SiteNotFound(
+                f"{self.name} was wrapped with modules_only=True, so it has no standard sites, and "
+                f"{site} would be a guess. Name a module: steer.ModuleSite('path.of.module')."
+            )
         if site.stack != "decoder":
             raise SiteNotFound(
                 f"{self.name} has no stack {site.stack!r} (asked for {site}): it has 'decoder'. "

@@ -4,7 +4,8 @@ import pytest
 
 import steer
 from benchmarks.stats import Number
-from benchmarks.task import REGISTRY, Options
+from benchmarks.task import Options
+from benchmarks.tasks.rings import months, weekdays
 
 
 def interval(number: Number) -> tuple[float, float, float]:
@@ -15,10 +16,10 @@ def interval(number: Number) -> tuple[float, float, float]:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "bound"), [("months", 1.3), ("weekdays", 1.5)])
-def test_moving_along_the_ring_stays_nearer_to_natural_outputs_than_the_chord(name, bound):
+@pytest.mark.parametrize(("task", "bound"), [(months, 1.3), (weekdays, 1.5)])
+def test_moving_along_the_ring_stays_nearer_to_natural_outputs_than_the_chord(task, bound):
     lm = steer.load("smollm2-135m")
-    outcome = REGISTRY.get(name).measure(lm, Options(seed=0, limit=None))
+    outcome = task.measure(lm, Options(seed=0, limit=None))
     lo, ratio, _ = interval(outcome.numbers["chord_over_manifold"])
     assert ratio >= bound
     assert lo > 1.0

@@ -1,7 +1,7 @@
 """Patch: write values from another run, whole or within a subspace; and where values come from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -128,27 +128,46 @@ class Patch(Recipe):
         return f"Patch({self.site}, source={list(self.values.shape)}, scope={self.scope!r}{part})"
 
 
-def zero(width: int) -> Tensor:
-    """Return the zero source [width]: what zero ablation writes."""
-    return torch.zeros(width)
+def zero(acts: Activations) -> Activations:
+    """Return a source of zeros for each site: what zero ablation writes."""
+    return _for_every_token(acts, lambda tokens: torch.zeros_like(tokens[0]))
 
 
-def mean(acts: Activations, site: AnySite) -> Tensor:
-    """Return the mean activation [d_model] over the real tokens: what mean ablation writes."""
-    values = precise(acts[site])
-    if acts.mask is None:
-        return values.mean(0)
-    return values[acts.mask].mean(0)
+def mean(acts: Activations) -> Activations:
+    """Return the mean over all real tokens for each site, [d_model]: what mean ablation writes."""
+    return _for_every_token(acts, lambda tokens: precise(tokens).mean(0).to(tokens.dtype))
 
 
-def resample(acts: Activations, site: AnySite, *, n_rows: int, seed: int = 0) -> Tensor:
-    """Return [n_rows, d_model] drawn with replacement: what resample ablation writes.
+def resample(acts: Activations, *, seed: int = 0) -> Activations:
+    """Return activations in which each token has another one's values, drawn with replacement.
+
+    The draw is the same for every site, over the real tokens of all rows: what resample ablation
+    writes. Shapes, mask and positions are those of `acts`.
 
     Raises:
         PlanError: there is nothing to draw from.
     """
-    values = acts[site] if acts.mask is None else acts[site][acts.mask]
-    if len(values) == 0:
-        raise PlanError("There are no tokens to resample from. Capture some first.")
+    n_tokens = acts.positions.numel() if acts.mask is None else int(acts.mask.sum())
+    _require_tokens(n_tokens)
     chooser = torch.Generator().manual_seed(seed)
-    return values[torch.randint(len(values), (n_rows,), generator=chooser)]
+    drawn = torch.randint(n_tokens, (n_tokens,), generator=chooser)
+    values = {}
+    for site in acts:
+        tokens = acts.tokens(site)
+        mixed = tokens[drawn.to(tokens.device)]
+        if acts.mask is not None:
+            mixed = acts[site].index_put((acts.mask.to(tokens.device),), mixed)
+        values[site] = mixed
+    return replace(acts, values=values)
+
+
+def _for_every_token(acts: Activations, reduce: Callable[[Tensor], Tensor]) -> Activations:
+    tokens = {site: acts.tokens(site) for site in acts}
+    _require_tokens(min(len(t) for t in tokens.values()))
+    values = {site: reduce(t) for site, t in tokens.items()}
+    return replace(acts, values=values, mask=None, positions=torch.zeros(0, dtype=torch.long))
+
+
+def _require_tokens(n_tokens: int) -> None:
+    if n_tokens == 0:
+        raise PlanError("There are no tokens to make a source from. Capture some first.")

@@ -152,31 +152,36 @@ def some_activations() -> Activations:
 def test_mean_ablation_is_over_real_tokens_only():
     acts = some_activations()
     expected = acts[SITE][acts.mask].mean(0)
-    assert torch.equal(mean(acts, SITE), expected)
+    assert torch.equal(mean(acts)[SITE], expected)
     one = Activations({SITE: torch.arange(8.0).reshape(2, 4)}, None, torch.zeros(2).long())
-    assert mean(one, SITE).tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert mean(one)[SITE].tolist() == [2.0, 3.0, 4.0, 5.0]
 
 
 def test_resampling_draws_real_tokens_and_repeats_with_its_seed():
     acts = some_activations()
     real = {tuple(row) for row in acts[SITE][acts.mask].tolist()}
-    found = resample(acts, SITE, n_rows=50, seed=1)
-    assert found.shape == (50, 4)
-    assert {tuple(row) for row in found.tolist()} == real
-    assert torch.equal(found, resample(acts, SITE, n_rows=50, seed=1))
-    assert not torch.equal(found, resample(acts, SITE, n_rows=50, seed=2))
+    draws = [resample(acts, seed=seed) for seed in range(20)]
+    assert all(found[SITE].shape == acts[SITE].shape for found in draws)
+    seen = {tuple(row) for found in draws for row in found[SITE][acts.mask].tolist()}
+    assert seen == real
+    assert torch.equal(draws[1][SITE], resample(acts, seed=1)[SITE])
+    assert not torch.equal(draws[1][SITE], draws[2][SITE])
+    padding = ~acts.mask
+    assert torch.equal(draws[1][SITE][padding], acts[SITE][padding])
 
 
-def test_resampling_from_nothing_is_refused():
+@pytest.mark.parametrize("make", [zero, mean, resample])
+def test_a_source_from_nothing_is_refused(make):
     empty = Activations(
         {SITE: torch.zeros(1, 2, 4)}, torch.zeros(1, 2, dtype=torch.bool), torch.full((1, 2), -1)
     )
-    with pytest.raises(steer.PlanError, match=r"no tokens to resample from.*Capture"):
-        resample(empty, SITE, n_rows=2)
+    with pytest.raises(steer.PlanError, match=r"no tokens to make a source from.*Capture"):
+        make(empty)
 
 
 def test_zero_ablation_writes_zeros(lm):
-    acts = lm.capture(CLEAN, [SITE], scope=steer.ALL, plan=[Patch(SITE, zero(lm.d_model))])
+    source = zero(lm.capture(CLEAN, [SITE]))
+    acts = lm.capture(CLEAN, [SITE], scope=steer.ALL, plan=[Patch(SITE, source)])
     assert not bool(acts[SITE].any())
 
 

@@ -276,9 +276,9 @@ def _one_column() -> Iterator[None]:
 def _counted_twice() -> Iterator[None]:
     original = at_work.Work._count_tokens
 
-    def count(self: at_work.Work, now: Pass) -> None:
+    def count(self: at_work.Work, now: Pass, ops: tuple[wiring.Op, ...]) -> None:
         every = Pass(replace(now.tokens, fresh=None), now.sequences)
-        original(self, every)
+        original(self, every, ops)
 
     with _swapped(at_work.Work, "_count_tokens", count):
         yield

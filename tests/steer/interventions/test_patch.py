@@ -166,6 +166,7 @@ def test_resampling_draws_real_tokens_and_repeats_with_its_seed():
     assert seen == real
     assert torch.equal(draws[1][SITE], resample(acts, seed=1)[SITE])
     assert not torch.equal(draws[1][SITE], draws[2][SITE])
+    assert acts.mask is not None
     padding = ~acts.mask
     assert torch.equal(draws[1][SITE][padding], acts[SITE][padding])
 

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from steer.models.provenance import dense
+
 SAMPLE = 64
 """Entries of each weight that are looked at, evenly spread."""
 
@@ -17,9 +19,9 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        if flat.numel() and weight.device.type != "meta":
+        if weight.numel() and weight.device.type != "meta":
+            flat = dense(name, weight).reshape(-1)
             step = max(1, flat.numel() // SAMPLE)
             sample = flat[::step][:SAMPLE].to("cpu", torch.float32).contiguous()
             digest.update(sample.numpy().tobytes())

@@ -69,9 +69,9 @@ def weight_hash(model: nn.Module) -> str:
     tensors |= {name: tensor for name, tensor in model.named_buffers() if name in saved}
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        dense = _dense(name, tensors[name])
-        digest.update(f"{name} {tuple(dense.shape)}\n".encode())
-        for chunk in dense.reshape(-1).split(CHUNK):
+        values = dense(name, tensors[name])
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        for chunk in values.reshape(-1).split(CHUNK):
             digest.update(_canonical(chunk).numpy().data)
     return digest.hexdigest()
 
@@ -83,7 +83,7 @@ def _canonical(chunk: Tensor) -> Tensor:
     return chunk.cpu().contiguous()
 
 
-def _dense(name: str, weight: Tensor) -> Tensor:
+def dense(name: str, weight: Tensor) -> Tensor:
     """Return the dense values of one weight, unpacked if a quantiser packed it."""
     if weight.device.type == "meta":
         raise UnsupportedModel(

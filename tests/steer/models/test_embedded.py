@@ -423,7 +423,7 @@ def known(request: pytest.FixtureRequest) -> Known:
 
 
 @pytest.mark.real
-def test_embedded_models_load_from_the_cache_in_five_seconds(known: Known) -> None:
+def test_embedded_models_load_from_the_cache_in_five_processor_seconds(known: Known) -> None:
     start = time.process_time()
     loaded = load_model(known.name, allow_download=False)
     # Processor time of all threads, as the wall clock on shared cores measures the neighbours

@@ -16,7 +16,15 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.result import Outcome, Result
 from benchmarks.task import Options, Task
 
-PACKAGES = ("manifold-steer", "torch", "transformers", "numpy", "scipy")
+PACKAGES = (
+    "manifold-steer",
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "transformer-lens",
+    "nnsight",
+)
 
 
 def run_task(task: Task, lm: steer.LM, options: Options, *, model: str) -> Result:

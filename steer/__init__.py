@@ -7,14 +7,21 @@ Activations; `probes` and `manifolds` fit read-outs and shapes on them. An inter
 recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, When, Monitor,
 PreserveNorm, Custom); a plan is a list of them, or Rows, one list per row of the batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
-did. `save` and `load_artifact` keep any of these values.
+did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
+`compiled` steers without hooks that come and go, `bake` writes a plan into weights. `save` and
+`load_artifact` keep any of these values.
 """
 
 from steer.activations import Activations as Activations
 from steer.artifacts import load_artifact as load_artifact
 from steer.artifacts import save as save
+from steer.bake import bake as bake
 from steer.check import CheckReport as CheckReport
 from steer.check import check as check
+from steer.compiled import Compiled as Compiled
+from steer.compiled import compiled as compiled
+from steer.engine import Batch as Batch
+from steer.engine import Cost as Cost
 from steer.errors import ModelNotFound as ModelNotFound
 from steer.errors import NeverFired as NeverFired
 from steer.errors import PlanError as PlanError
@@ -64,3 +71,6 @@ from steer.scopes import text as text
 from steer.sites import ModuleSite as ModuleSite
 from steer.sites import Site as Site
 from steer.step import Step as Step
+from steer.sweep import Sweep as Sweep
+from steer.sweep import generate_sweep as generate_sweep
+from steer.sweep import sweep as sweep

@@ -3,7 +3,8 @@
 Owned by one forward call or one generate call; never shared between threads.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from steer.interventions.gates import Running
 from steer.scopes import Scope
 from steer.step import Step
 from steer.tokens import Prompt, Tokens
+
+if TYPE_CHECKING:
+    from steer.wiring import Edit
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +43,8 @@ class Sequences:
     rows go on, is padding: it leads to no output token and would not exist in a run of its own."""
     ended: Tensor | None = None
     """[row] bool: rows whose end token has been fed."""
+    arms: Tensor | None = None
+    """[row]: which arm of a sweep each row is; None outside sweeps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +64,16 @@ class Selection:
             self.moved[device] = (self.mask.to(device), row.to(device), column.to(device))
         return self.moved[device]
 
+    def first(self, n: int) -> "Selection":
+        """Return the selection among the first rows."""
+        return Selection.of(self.mask[:n])
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Selection":
+        """Count the tokens of a mask."""
+        count = int(mask.sum())
+        return cls(mask, count, count == mask.numel())
+
 
 @dataclass(slots=True, eq=False)
 class Pass:
@@ -65,21 +81,56 @@ class Pass:
 
     tokens: Tokens
     sequences: Sequences
-    scopes: dict[tuple[Scope, int], Selection] = field(default_factory=dict)
+    scopes: dict[object, Selection] = field(default_factory=dict)
     steps: dict[torch.device, Step] = field(default_factory=dict)
     bases: dict[str, Tensor] = field(default_factory=dict)
     reads: dict[object, Tensor] = field(default_factory=dict)
+    whole: "Pass | None" = None
+    """The pass of all rows, of which this holds the first (see `first`)."""
+
+    def first(self, n: int) -> "Pass":
+        """Return the pass of the first rows only, which have begun; readings of others are NaN."""
+        whole = self if self.whole is None else self.whole
+        if n == len(self.tokens.rows):
+            return self
+        reads = {key: _rows(values, n) for key, values in self.reads.items()}
+        return Pass(whole.tokens.first(n), self.sequences, reads=reads, whole=whole)
 
     def select(self, scope: Scope, rows: Tensor | None) -> Selection:
-        """Return the tokens in scope, in the given rows of the user's batch."""
+        """Return the tokens in scope, in the given rows [arm, batch] of the user's batch."""
         key = (scope, id(rows))
         if key not in self.scopes:
-            mask = scope.select(self.tokens.asked_of(rows))
-            if rows is not None:
-                mask = mask & rows[self.tokens.rows][:, None]
-            count = int(mask.sum())
-            self.scopes[key] = Selection(mask, count, count == mask.numel())
+            if self.whole is not None:
+                self.scopes[key] = self.whole.select(scope, rows).first(len(self.tokens.rows))
+            else:
+                self.scopes[key] = Selection.of(_selected(self.tokens, scope, rows))
         return self.scopes[key]
+
+    def chosen(self, op: "Edit") -> Selection:
+        """Return the tokens on which an operation acts: each row's own scope."""
+        if len(op.asked) == 1:
+            return self.select(*op.asked[0])
+        if id(op) not in self.scopes:
+            if self.whole is not None:
+                self.scopes[id(op)] = self.whole.chosen(op).first(len(self.tokens.rows))
+            else:
+                masks = [self.select(scope, rows).mask for scope, rows in op.asked]
+                self.scopes[id(op)] = Selection.of(torch.stack(masks).any(0))
+        return self.scopes[id(op)]
+
+    def ranks(self, op: "Edit") -> Tensor:
+        """Return [row, pos]: how many tokens of the row's scope come before each token."""
+        tokens = self.tokens
+        if self.whole is not None:
+            return self.whole.ranks(op)[: len(tokens.rows)]
+        if tokens.from_start:
+            return self.chosen(op).mask.cumsum(1) - 1
+        end = int(tokens.positions.max()) + 1
+        every = torch.arange(end).expand(len(tokens.rows), end)
+        before = replace(tokens, positions=every, ids=None, fresh=None)
+        masks = [_selected(before, scope, rows) for scope, rows in op.asked]
+        rank = torch.stack(masks).any(0).cumsum(1) - 1
+        return rank.gather(1, tokens.positions.clamp(min=0))
 
     def step(self, device: torch.device) -> Step:
         """Return what edits may know, on their device, moved once."""
@@ -93,3 +144,15 @@ class Pass:
                 None if t.ids is None else t.ids.to(device),
             )
         return self.steps[device]
+
+
+def _selected(tokens: Tokens, scope: Scope, rows: Tensor | None) -> Tensor:
+    mask = scope.select(tokens.asked_of(rows))
+    return mask if rows is None else mask & tokens.of(rows)[:, None]
+
+
+def _rows(values: Tensor, n: int) -> Tensor:
+    missing = n - len(values)
+    if missing <= 0:
+        return values[:n]
+    return torch.cat([values, values.new_full((missing, *values.shape[1:]), float("nan"))])

@@ -32,7 +32,7 @@ MAX_TOKENS = 4096
 """Padded tokens of one batch: large enough to fill two cores, small enough for any laptop."""
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """Ends a pass after the last site. No Exception: torch would run always-called hooks for it."""
 
 
@@ -57,7 +57,7 @@ class Taken:
             self.positions.append(now.tokens.positions[row, column])
         kept.append(h[row.to(h.device), column.to(h.device)])
         if site == self.stop_after:
-            raise _Enough
+            raise Enough
 
     def drained(self, sites: Sequence[AnySite]) -> Shard:
         """Return what was kept since the last call, and forget it."""
@@ -199,7 +199,7 @@ def call_model(
         arguments["logits_to_keep"] = keep.to(device)
     try:
         module(**arguments)
-    except _Enough:
+    except Enough:
         return
 
 

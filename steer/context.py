@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from types import FrameType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,21 @@ PASS: ContextVar[dict[int, InProgress]] = ContextVar("steer_pass", default={})  
 BOUND: ContextVar[bool] = ContextVar("steer_bound", default=False)
 
 
+@runtime_checkable  # the test run checks types with beartype, which needs isinstance
+class Climb(Protocol):
+    """What the engine does at each block: which rows have begun there, and what they begin with."""
+
+    def enter(
+        self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], now: Pass
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Pass]:
+        """Return the arguments of a block, and the pass, narrowed to the rows that have begun."""
+        ...
+
+    def leave(self, layer: int, h: Tensor, now: Pass) -> tuple[Tensor, Pass]:
+        """Return a block's output, and the pass, with the rows that begin after it."""
+        ...
+
+
 class Run:
     """A plan attached to a model: a context manager, and what it has done so far."""
 
@@ -48,16 +63,18 @@ class Run:
         *,
         everywhere: bool = False,
         hosted: bool = False,
+        climb: Climb | None = None,
     ) -> None:
         """Hold a wired plan; nothing is registered until it is entered.
 
         `hosted`: another library's hooks serve the taps (`steer.interop`); only the passes are
-        opened by a hook of ours.
+        opened by a hook of ours. `climb`: rows begin at blocks of their own.
         """
         self.registry = registry
         self.work = Work(wiring)
         self.takers = takers
         self.everywhere = everywhere
+        self.climb = climb
         self.open = False
         self.declared: Sequences | None = None
         self.bases = wiring.bases | {
@@ -67,7 +84,10 @@ class Run:
         self._bound_calls = 0
         inputs = tuple((base, "input") for base in self.bases)
         wanted = () if hosted else dict.fromkeys((*wiring.ops, *takers, *inputs))
-        self._keys = ((registry.layout.stack, "open"), *wanted)
+        layout = registry.layout
+        blocks = [f"{layout.blocks}.{layer}" for layer in range(layout.n_layers)]
+        steps = [] if climb is None else [(b, side) for b in blocks for side in ("enter", "leave")]
+        self._keys = ((layout.stack, "open"), *steps, *wanted)
 
     @property
     def receipt(self) -> Receipt:
@@ -104,7 +124,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Detach; on a normal exit, refuse interventions that never fired."""
         here = self in ATTACHED.get()
-        self._stop()
+        self.stop()
         if kind is not None:
             return
         if not here:
@@ -127,11 +147,12 @@ class Run:
         Raises:
             NeverFired: some intervention saw no token in scope.
         """
-        self._stop()
+        self.stop()
         self.work.require_fired()
         return self.receipt
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Detach without asking whether everything fired; nothing to do where it is detached."""
         if not self.open:
             return
         self.open = False

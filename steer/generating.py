@@ -171,11 +171,14 @@ def refuse_generation(
         prompt if prompt.ids is not None else None,
         decode,
         open_ended=True,
+        arms=sequences.arms,
     )
     for op in (op for ops in wiring.ops.values() for op in ops):
         if not isinstance(op, Reading):
             continue
         chosen = op.read.scope.select(after.asked_of(op.rows))
+        if op.rows is not None:
+            chosen = chosen & after.of(op.rows)[:, None]
         if unsteady and bool(chosen[:, width:].any()):
             how = f"{asked.beams} beams" if asked.beams > 1 else "sampling with the cache off"
             raise PlanError(

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from steer.bookkeeping import Pass
+from steer.bookkeeping import Pass, Sequences
 from steer.context import ATTACHED
 from steer.errors import PlanError, did_you_mean
 from steer.generating import end_tokens, option_of
@@ -80,6 +80,14 @@ class LogProbs:
         self.kept.append(self.waiting.float().log_softmax(-1).gather(1, chosen)[:, 0])
         self.waiting = None
 
+    def finished(self, new: Tensor) -> Tensor | None:
+        """Return [row, new token] of a generation that is over, and begin anew."""
+        if self.waiting is not None and new.shape[1] > len(self.kept):
+            self.choose(new[:, -1])
+        every = torch.stack(self.kept, dim=1).cpu() if self.kept else None
+        self.waiting, self.kept = None, []
+        return every
+
 
 def generate_rows(
     registry: HookRegistry,
@@ -96,37 +104,58 @@ def generate_rows(
         PlanError: an argument that generate does not know.
         SteerError: the plan does not fit the model or the rows.
     """
-    model = registry.model
-    refuse_unknown(model, options)
-    pad = pad_token(tokenizer)
-    ids, mask = padded(rows, pad, left=True)
-    device = next(model.parameters()).device
-    asked = {**options, "pad_token_id": options.get("pad_token_id", pad)}
-    beams = int(option_of(model, asked, "num_beams") or 1)
-    if seed is not None:
-        asked["logits_processor"] = LogitsProcessorList(
-            [*(asked.get("logits_processor") or ()), seeded(seed)]
-        )
+    refuse_unknown(registry.model, options)
+    ids, mask = padded(rows, pad_token(tokenizer), left=True)
+    beams = int(option_of(registry.model, options, "num_beams") or 1)
     recorder = LogProbs()
     record = [(Site.logits(), recorder.take)] if beams == 1 else []
     run = registry.taking(plan, [*record, *takers])
     declared = sequences_of(ids, mask, range(len(rows)), len(rows))
+    with run:
+        tokens, log_probs = generate_declared(
+            registry, tokenizer, declared, options, seed, recorder if record else None
+        )
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
+    return Generations(texts, tokens, log_probs, run.receipt)
+
+
+def generate_declared(
+    registry: HookRegistry,
+    tokenizer: PreTrainedTokenizerBase,
+    declared: Sequences,
+    options: Mapping[str, Any],
+    seed: int | None,
+    recorder: LogProbs | None,
+) -> tuple[list[list[int]], list[Tensor] | None]:
+    """Generate for declared rows, within a run that has been entered.
+
+    Returns:
+        The new tokens of each row, and their log-probabilities where a recorder takes them.
+    """
+    model, pad = registry.model, pad_token(tokenizer)
+    assert declared.prompt is not None
+    assert declared.prompt.ids is not None
+    ids, mask = declared.prompt.ids, declared.prompt.mask
+    device = next(model.parameters()).device
+    asked = {**options, "pad_token_id": options.get("pad_token_id", pad)}
+    if seed is not None:
+        asked["logits_processor"] = LogitsProcessorList(
+            [*(asked.get("logits_processor") or ()), seeded(seed)]
+        )
     declared.generating = True
-    with torch.no_grad(), registry.sequences(declared), run:
+    with torch.no_grad(), registry.sequences(declared):
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.long().to(device), **asked
         )
     sequences = out if isinstance(out, Tensor) else out.sequences
     new = sequences[:, ids.shape[1] :].cpu()
-    if recorder.waiting is not None and new.shape[1] > len(recorder.kept):
-        recorder.choose(new[:, -1])
     tokens = [trimmed(row, end_tokens(model, asked)) for row in new.tolist()]
-    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens]
-    log_probs = None
-    if beams == 1 and recorder.kept:
-        every = torch.stack(recorder.kept, dim=1).cpu()
-        log_probs = [row[: len(kept)] for row, kept in zip(every, tokens, strict=True)]
-    return Generations(texts, tokens, log_probs, run.receipt)
+    if recorder is None:
+        return tokens, None
+    every = recorder.finished(new)
+    if every is None:
+        return tokens, None
+    return tokens, [row[: len(kept)] for row, kept in zip(every, tokens, strict=True)]
 
 
 def seeded(seed: int) -> LogitsProcessor:

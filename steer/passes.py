@@ -105,6 +105,7 @@ def _within(
         fresh,
         start == 0,
         open_ended=s.generating,
+        arms=None if s.arms is None else s.arms.repeat_interleave(times),
     )
 
 

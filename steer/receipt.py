@@ -58,6 +58,8 @@ class Receipt:
 
     lines: Sequence[Line]
     n_passes: int = 0
+    note: str = ""
+    """What else is to be known of how it ran (a sweep that had to run whole passes)."""
 
     def __getitem__(self, index: int) -> Line:
         """Return the line of one intervention."""
@@ -74,12 +76,14 @@ class Receipt:
 
     def __repr__(self) -> str:
         """Print a sentence for each intervention."""
-        if not self.lines:
-            return f"Nothing was attached; {self.n_passes} forward passes ran."
-        return "\n".join(repr(line) for line in self.lines)
+        said = [repr(line) for line in self.lines]
+        if not said:
+            said = [f"Nothing was attached; {self.n_passes} forward passes ran."]
+        return "\n".join([*said, self.note] if self.note else said)
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<li>{escape(repr(line))}</li>" for line in self.lines)
-        return f"<ul>{rows}</ul>" if rows else escape(repr(self))
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        return f"<ul>{rows}</ul>{note}" if rows else escape(repr(self))

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steer.admission import check_origins
 from steer.bookkeeping import Pass, Sequences
 from steer.context import (
     ATTACHED,
     PASS,
     SEQUENCES,
+    Climb,
     Run,
     Taker,
     refuse_checkpointing,
@@ -35,10 +37,11 @@ from steer.models.raw import RAW
 from steer.models.verify import verify_layout
 from steer.module_io import first_tensor, tensor_of, with_tensor
 from steer.passes import last_columns, open_pass, raw_pass
+from steer.serving import serve
 from steer.shadow import cover, uncover
 from steer.sites import AnySite, Site
 from steer.tokens import Decode
-from steer.wiring import Key, Op, Wiring, check_origins, wire
+from steer.wiring import Key, Wiring, wire_arms
 
 
 class HookRegistry:
@@ -148,7 +151,15 @@ class HookRegistry:
         Raises:
             SteerError: anything about the plan that does not fit this model.
         """
-        wiring = wire(plan, self.layout, self.device_of)
+        return self.wire_arms([plan])
+
+    def wire_arms(self, arms: Sequence[Plan]) -> Wiring:
+        """Return the wiring of the arms of a sweep, of which each row of a pass follows one.
+
+        Raises:
+            SteerError: anything about the plans that does not fit this model.
+        """
+        wiring = wire_arms(arms, self.layout, self.device_of)
         check_origins(wiring.items, lambda: fingerprint(self.model), self.layout.name)
         for tap in wiring.taps.values():
             self.module(tap.path)
@@ -170,12 +181,19 @@ class HookRegistry:
 
     def taking(self, plan: Plan, takers: Sequence[tuple[AnySite, Taker]]) -> Run:
         """Return a context manager that also hands out some sites' tensors, after all edits."""
+        return self.climbing(self.wire(plan), takers, None)
+
+    def climbing(
+        self, wiring: Wiring, takers: Sequence[tuple[AnySite, Taker]], climb: Climb | None
+    ) -> Run:
+        """Return a context manager in which rows may begin at blocks of their own (the engine)."""
         found: dict[Key, list[tuple[AnySite, Tap, Taker]]] = {}
         for site, taker in takers:
             tap = self.layout.tap(site)
             self.module(tap.path)
             found.setdefault((tap.path, tap.side), []).append((site, tap, taker))
-        return Run(self, self.wire(plan), {key: tuple(t) for key, t in found.items()})
+        given = {key: tuple(t) for key, t in found.items()}
+        return Run(self, wiring, given, climb=climb)
 
     @contextmanager
     def sequences(self, sequences: Sequences) -> Iterator[None]:
@@ -236,14 +254,13 @@ class HookRegistry:
             # PeftModel.forward goes around its inner model's hooks, .generate around its own.
             modules.append(self.module("base_model.model"))
         if side == "open":
-            hook = self._open_hook
-            return tuple(
-                m.register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for m in modules
-            )
+            return tuple(hooked(m, "input", self._open_hook, first=True) for m in modules)
+        if side in ("enter", "leave"):
+            # First, so that every other hook of the block sees the rows that have begun.
+            where = "input" if side == "enter" else "output"
+            return tuple(hooked(m, where, self._climb_hook(key), first=True) for m in modules)
         hook = self._input_hook(key) if side == "input" else self._output_hook(key)
-        if side == "input":
-            return tuple(m.register_forward_pre_hook(hook, with_kwargs=True) for m in modules)
-        return tuple(m.register_forward_hook(hook, with_kwargs=True) for m in modules)
+        return tuple(hooked(m, side, hook) for m in modules)
 
     def runs(self) -> tuple[Run, ...]:
         """Return what is attached here: for the whole model, then in this context, outer first."""
@@ -288,7 +305,7 @@ class HookRegistry:
                 return None
             kwargs = rest[0] if rest else {}
             place, value = first_tensor(args, kwargs)
-            new = self._serve(key, value, now, runs)
+            new = self._served(key, value, now, runs)
             if new is value:
                 return None
             if isinstance(place, int):
@@ -307,58 +324,43 @@ class HookRegistry:
             value = tensor_of(output)
             if key[0] == "" and kwargs.get("logits_to_keep") is not None:
                 now = last_columns(now, kwargs["logits_to_keep"], value)
-            new = self._serve(key, value, now, runs)
+            new = self._served(key, value, now, runs)
             return None if new is value else with_tensor(output, new)
 
         return hook
 
-    def _serve(self, key: Key, value: Tensor, now: Pass, runs: tuple[Run, ...]) -> Tensor:
+    def _served(self, key: Key, value: Tensor, now: Pass, runs: tuple[Run, ...]) -> Tensor:
         if self.layout.family == RAW:
             now = raw_pass(value)
             for run in runs:
                 run.work.begin(now, key)
-        shape = now.tokens.positions.shape
-        flat = value.ndim == 2 and value.shape[0] == shape[0] * shape[1]
-        h = value.unflatten(0, shape) if flat else value
-        new = h
-        ops = [op.site for run in runs for op in run.work.wiring.ops.get(key, ())]
-        taken = [site for run in runs for site, _, _ in run.takers.get(key, ())]
-        for place in sorted({_place(site) for site in (*ops, *taken)}):
-            new = self._serve_place(place, key, new, now, runs)
-        if key[1] == "input":
-            for run in runs:
-                if key[0] in run.bases:
-                    now.bases[key[0]] = new
-        if new is h:
-            return value
-        return new.flatten(0, 1) if flat else new
+        return serve(key, value, now, runs)
 
-    def _serve_place(
-        self, place: tuple[float, int, str], key: Key, whole: Tensor, now: Pass, runs: Sequence[Run]
-    ) -> Tensor:
-        # All heads and one head are the same place: in the order of the plan, and taken after it.
-        for run in runs:
-            for op in run.work.wiring.ops.get(key, ()):
-                if _place(op.site) == place:
-                    whole = self._apply(run, op, whole, now)
-        for run in runs:
-            for site, tap, taker in run.takers.get(key, ()):
-                if _place(site) == place:
-                    taker(site, _value(tap, whole, now), now)
-        return whole
+    def _climb_hook(self, key: Key) -> Callable[..., Any]:
+        path, side = key
+        layer = int(path.rpartition(".")[2])
 
-    @staticmethod
-    def _apply(run: Run, op: Op, whole: Tensor, now: Pass) -> Tensor:
-        tap = run.work.wiring.taps[op.site]
-        before = _value(tap, whole, now)
-        h = run.work.apply(op, before, now)
-        if h is before:
-            return whole
-        if tap.base is not None:
-            # resid_mid is a sum that no module returns: write the difference into its last summand.
-            part = tap.view.get(whole)
-            h = torch.where(h == before, part, part + (h - before))
-        return tap.view.put(whole, h)
+        def climbing() -> tuple[Climb | None, Pass | None, tuple[Run, ...]]:
+            now, runs = self._now()
+            return next((run.climb for run in runs if run.climb is not None), None), now, runs
+
+        def enter(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+            climb, now, runs = climbing()
+            if climb is None or now is None:
+                return None
+            args, kwargs, now = climb.enter(layer, args, rest[0] if rest else {}, now)
+            PASS.set({**PASS.get(), id(self): (now, runs)})
+            return args, kwargs
+
+        def leave(_: nn.Module, _args: tuple[Any, ...], *rest: Any) -> Any:
+            climb, now, runs = climbing()
+            if climb is None or now is None:
+                return None
+            new, now = climb.leave(layer, tensor_of(rest[-1]), now)
+            PASS.set({**PASS.get(), id(self): (now, runs)})
+            return with_tensor(rest[-1], new)
+
+        return enter if side == "enter" else leave
 
     # -- generate ------------------------------------------------------------------------------
 
@@ -372,17 +374,23 @@ class HookRegistry:
         sequences, asked = sequences_of_generate(self.model, args, kwargs)
         declared = SEQUENCES.get().get(id(self))
         if declared is not None and declared.generating:
-            sequences = replace(sequences, row_ids=declared.row_ids, n_rows=declared.n_rows)
+            sequences = replace(
+                sequences, row_ids=declared.row_ids, n_rows=declared.n_rows, arms=declared.arms
+            )
         for run in self.runs():
             refuse_generation(run.work.wiring, sequences, asked, self.decode)
         rows.enter_context(self.sequences(sequences))
         return asked.without_compilation(kwargs)
 
 
-def _place(site: AnySite) -> tuple[float, int, str]:
-    return (*site.order, "") if isinstance(site, Site) else (-2.0, 0, str(site))
+def hooked(
+    module: nn.Module, side: str, hook: Callable[..., Any], *, first: bool = False
+) -> RemovableHandle:
+    """Register a hook on one side of a module; the only place of the package that does.
 
-
-def _value(tap: Tap, whole: Tensor, now: Pass) -> Tensor:
-    part = tap.view.get(whole)
-    return part if tap.base is None else now.bases[tap.base] + part
+    "input": hook(module, args, kwargs) -> None or (args, kwargs); "output": hook(module, args,
+    kwargs, output) -> None or another output. `first`: before the hooks that are there already.
+    """
+    if side == "input":
+        return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
+    return module.register_forward_hook(hook, with_kwargs=True, prepend=first)

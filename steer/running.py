@@ -5,7 +5,8 @@ No hook here: `steer.registry` calls `begin` before block 0 and `apply` at each 
 """
 
 import threading
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,23 +14,14 @@ from torch import Tensor
 from steer.bookkeeping import Pass, Selection
 from steer.errors import NeverFired, PlanError
 from steer.interventions.gates import Read, Running, running
+from steer.interventions.stacked import Stack
 from steer.receipt import Line, Receipt
 from steer.step import Step
 from steer.tokens import Tokens
 from steer.wiring import Edit, Key, Op, Reading, Wiring
 
-
-@dataclass(slots=True, eq=False)
-class Counts:
-    """Accumulators of one receipt line; on the device where there is arithmetic."""
-
-    eligible: Tensor
-    gate_total: int = 0
-    edited: Tensor | None = None
-    size: Tensor | None = None
-    gate: Tensor | None = None
-    reads: Tensor | None = None
-    scores: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+Scores = list[tuple[Tensor, Tensor, Tensor]]
+"""(row, position, score) of the tokens that a Monitor saw."""
 
 
 class Work:
@@ -39,8 +31,9 @@ class Work:
         """Start with empty counts."""
         self.wiring = wiring
         self.n_passes = 0
-        self.seen = torch.zeros(0, dtype=torch.long)
-        self.counts: list[Counts] = []
+        self.seen = torch.zeros(len(set(wiring.arms)) or 1, 0)
+        self.tables: dict[tuple[str, torch.device], Tensor] = {}
+        self.scores: dict[int, Scores] = {}
         self.lock = threading.Lock()
 
     def begin(self, now: Pass, key: Key | None = None) -> None:
@@ -51,12 +44,12 @@ class Work:
             PlanError: row-wise values that do not fit the batch, a source of the wrong length, a
                 gate that would have to act before its reading is complete.
         """
-        self._check_rows(now)
+        self.check_rows(now.sequences.n_rows)
         every = (op for ops in self.wiring.ops.values() for op in ops)
         concerned = tuple(every if key is None else self.wiring.ops.get(key, ()))
         for op in concerned:
             if isinstance(op, Edit):
-                chosen = now.select(op.item.scope, op.rows)
+                chosen = now.chosen(op)
                 for patch in op.patches:
                     check_source(patch.tokens_per_row, op, chosen, now)
                 for gate in op.gates:
@@ -67,8 +60,12 @@ class Work:
         with self.lock:
             self._count_tokens(now, concerned)
 
-    def _check_rows(self, now: Pass) -> None:
-        n = now.sequences.n_rows
+    def check_rows(self, n: int) -> None:
+        """Refuse a batch of another length than the plan has rows or row-wise values.
+
+        Raises:
+            PlanError: says what has how many.
+        """
         if self.wiring.n_rows not in (None, n):
             raise PlanError(
                 f"Rows holds {self.wiring.n_rows} plans but the batch has {n} rows. Each row of "
@@ -98,39 +95,55 @@ class Work:
     def _count_tokens(self, now: Pass, ops: tuple[Op, ...]) -> None:
         tokens, n_rows = now.tokens, now.sequences.n_rows
         self.n_passes += 1
-        if len(self.seen) < n_rows:
-            self.seen = torch.nn.functional.pad(self.seen, (0, n_rows - len(self.seen)))
-            for line in self.counts:
-                line.eligible = torch.nn.functional.pad(
-                    line.eligible, (0, n_rows - len(line.eligible))
-                )
-        while len(self.counts) < len(self.wiring.items):
-            self.counts.append(Counts(torch.zeros(len(self.seen), dtype=torch.long)))
+        n_arms = 1 + max(self.wiring.arms, default=0)
+        n_arms = max(n_arms, 1 if tokens.arms is None else 1 + int(tokens.arms.max()))
+        self.seen = _grown(self.seen, n_arms, n_rows)
+        eligible = self._table("eligible", torch.device("cpu"))
         fresh = tokens.mask if tokens.fresh is None else tokens.mask & tokens.fresh
-        self.seen.index_add_(0, tokens.rows, fresh.sum(1))
+        arms = torch.zeros_like(tokens.rows) if tokens.arms is None else tokens.arms
+        self.seen.index_put_((arms, tokens.rows), fresh.sum(1).float(), accumulate=True)
         for op in (op for op in ops if isinstance(op, Edit)):
-            chosen = now.select(op.item.scope, op.rows).mask
+            chosen = now.chosen(op).mask
             if tokens.fresh is not None:
                 chosen = chosen & tokens.fresh
-            self.counts[op.line].eligible.index_add_(0, tokens.rows, chosen.sum(1))
+            line = _line_of(op, tokens)
+            eligible.index_put_((line, tokens.rows), chosen.sum(1).float(), accumulate=True)
+
+    def count(self, now: Pass) -> None:
+        """Count tokens that need not run, as nothing changes there, as if they had passed."""
+        with self.lock:
+            ops = tuple(op for found in self.wiring.ops.values() for op in found)
+            self._count_tokens(now, ops)
+            self.n_passes -= 1
+
+    def _table(self, name: str, device: torch.device, fill: float = 0.0) -> Tensor:
+        """Return [line, row] of one count on a device, large enough for every row seen so far."""
+        n_lines, n_rows = len(self.wiring.items), self.seen.shape[1]
+        held = self.tables.get((name, device), torch.zeros(0, 0, device=device))
+        self.tables[name, device] = _grown(held, n_lines, n_rows, fill)
+        return self.tables[name, device]
 
     def apply(self, op: Op, h: Tensor, now: Pass) -> Tensor:
         """Return h after one operation."""
         if isinstance(op, Reading):
             self._read(op, h, now)
             return h
-        chosen = now.select(op.item.scope, op.rows)
+        chosen = now.chosen(op)
         if chosen.count == 0:
             return h
         step = now.step(h.device)
         if now.reads:
             step = replace(step, reads={key: v.to(h.device) for key, v in now.reads.items()})
         if op.patches and any(p.tokens_per_row is not None for p in op.patches):
-            step = replace(step, rank=ranks(op, now).to(h.device))
+            step = replace(step, rank=now.ranks(op).to(h.device))
         if op.monitor is not None:
             self._record(op, op.monitor, chosen, step, now.tokens)
         if op.gates:
-            self._note(op, op.gates[0].read, op.gates[0].latch, step)
+            self._note(op, op.gates[0].read, op.gates[0].latch, step, now.tokens)
+        line = _line_of(op, now.tokens).to(h.device)
+        rows = step.rows
+        if op.stack is not None:
+            step = replace(step, rows=_rows_in(op, op.stack, now.tokens).to(h.device))
         mask, row, column = chosen.on(h.device)
         if chosen.full:
             before, step_there = h, step
@@ -141,49 +154,55 @@ class Work:
             after = new = torch.where(shaped, op.item.edit(h, step), h)
         else:
             before, step_there = h[row, column][:, None], step.gather(row, column)
+            line, rows = line[row], rows[row]
             after = op.item.edit(before, step_there)
             new = h if after is before else h.index_put((row, column), after[:, 0])
-        self._measure(op, before, after, step_there, now)
+        self._measure(op, (before, after), step_there, (line, rows), now)
         return new
 
     @torch.no_grad()
-    def _measure(self, op: Edit, before: Tensor, after: Tensor, step: Step, now: Pass) -> None:
+    def _measure(
+        self,
+        op: Edit,
+        change: tuple[Tensor, Tensor],
+        step: Step,
+        place: tuple[Tensor, Tensor],
+        now: Pass,
+    ) -> None:
+        before, after = change
         with self.lock:
-            line = self.counts[op.line]
-            n = len(self.seen)
-            if line.edited is None or line.size is None or len(line.edited) < n:
-                line.edited = grown(line.edited, n, before.device)
-                line.size = grown(line.size, n, before.device)
             gates = [gate.gate(step) for gate in op.gates]
             if gates:
-                line.gate = grown(line.gate, n, before.device)
                 is_open = torch.stack([g.expand_as(step.positions) for g in gates]).all(0)
                 in_scope = is_open
                 if step.positions.shape == now.tokens.positions.shape:
-                    in_scope = is_open & now.select(op.item.scope, op.rows).on(before.device)[0]
+                    in_scope = is_open & now.chosen(op).on(before.device)[0]
                 if now.tokens.fresh is not None:
-                    in_scope = in_scope & self._fresh(step, now)
-                line.gate.index_add_(0, step.rows, in_scope.float().sum(1))
+                    in_scope = in_scope & self._fresh(step, place[1], now)
+                self._add("gate", place, in_scope.float().sum(1))
             if after is before:
                 return
             old = before.float().flatten(2).norm(dim=-1)
-            change = (after.float() - before.float()).flatten(2).norm(dim=-1)
-            edited = change > 0
+            moved = (after.float() - before.float()).flatten(2).norm(dim=-1)
+            edited = moved > 0
             if now.tokens.fresh is not None:
-                edited = edited & self._fresh(step, now)
-            ratio = torch.where(edited, change / old.clamp(min=1e-30), 0.0)
-            line.edited.index_add_(0, step.rows, edited.float().sum(1))
-            line.size.index_add_(0, step.rows, ratio.sum(1))
+                edited = edited & self._fresh(step, place[1], now)
+            ratio = torch.where(edited, moved / old.clamp(min=1e-30), 0.0)
+            self._add("edited", place, edited.float().sum(1))
+            self._add("size", place, ratio.sum(1))
+
+    def _add(self, name: str, place: tuple[Tensor, Tensor], values: Tensor) -> None:
+        self._table(name, values.device).index_put_(place, values, accumulate=True)
 
     @staticmethod
-    def _fresh(step: Step, now: Pass) -> Tensor:
+    def _fresh(step: Step, rows: Tensor, now: Pass) -> Tensor:
         # With the cache off every pass sees the row from its start: count only the new positions.
         assert now.tokens.fresh is not None
         counted = now.tokens.fresh & now.tokens.mask
         first = torch.where(counted, now.tokens.positions, 1 << 30).min(1).values
         by_row = torch.full((now.sequences.n_rows,), 1 << 30)
         by_row[now.tokens.rows] = first
-        return step.positions >= by_row.to(step.positions.device)[step.rows][:, None]
+        return step.positions >= by_row.to(step.positions.device)[rows][:, None]
 
     def _read(self, op: Reading, h: Tensor, now: Pass) -> None:
         read, tokens, sequences = op.read, now.tokens, now.sequences
@@ -228,51 +247,70 @@ class Work:
             new = (chosen.mask & tokens.fresh).nonzero(as_tuple=True)
             row, column = (index.to(row.device) for index in new)
         values = step.reads[read, "raw"][row, column]
+        line = _line_of(op, tokens).to(row.device)[row]
         with self.lock:
-            line = self.counts[op.line]
-            line.scores.append((step.rows[row], step.positions[row, column], values))
-        self._note(op, read, "token", step)
+            for at in op.lines:
+                mine = slice(None) if len(op.lines) == 1 else line == at
+                found = (step.rows[row][mine], step.positions[row, column][mine], values[mine])
+                self.scores.setdefault(at, []).append(found)
+        self._note(op, read, "token", step, tokens)
 
-    def _note(self, op: Edit, read: Read, latch: str, step: Step) -> None:
-        """Keep the latest reading of each row of this pass."""
+    def _note(self, op: Edit, read: Read, latch: str, step: Step, tokens: Tokens) -> None:
+        """Keep the latest reading of each row of this pass that the operation is about."""
         values = step.reads[read, latch][:, -1].float()
+        line, rows = _line_of(op, tokens).to(values.device), step.rows
+        if op.member is not None:
+            mine = (tokens.of(op.member) >= 0).to(values.device)
+            line, rows, values = line[mine], rows[mine], values[mine]
         with self.lock:
-            line = self.counts[op.line]
-            latest = grown(line.reads, len(self.seen), values.device, float("nan"))
-            latest[step.rows] = values
-            line.reads = latest
+            self._table("reads", values.device, float("nan")).index_put_((line, rows), values)
 
-    def receipt(self) -> Receipt:
-        """Return what was done so far; the only place that waits for the device."""
+    def receipt(self, arm: int = 0) -> Receipt:
+        """Return what was done so far (in one arm); the only place that waits for the device."""
+        return self.receipts([arm])[0]
+
+    def receipts(self, arms: Sequence[int]) -> list[Receipt]:
+        """Return what was done so far in each of some arms."""
+        names = ("eligible", "edited", "size", "gate", "reads")
         with self.lock:
-            return Receipt([self._line(i) for i in range(len(self.wiring.items))], self.n_passes)
+            found = {name: self._counted(name) for name in names}
+            gated = {at for op in self.wiring.edits if op.gates for at in op.lines}
+            read = gated | {at for op in self.wiring.edits if op.monitor for at in op.lines}
+            lines: dict[int, list[Line]] = {arm: [] for arm in arms}
+            for at, arm in enumerate(self.wiring.arms):
+                if arm in lines:
+                    lines[arm].append(self._line(at, found, at in gated, at in read))
+            return [Receipt(lines[arm], self.n_passes) for arm in arms]
 
-    def _line(self, index: int) -> Line:
-        item = self.wiring.items[index]
-        n = len(self.seen)
-        nothing = torch.zeros(n)
-        if index >= len(self.counts):
-            zero = nothing.long()
-            return Line(repr(item), str(item.site), zero, zero, zero, nothing)
-        line = self.counts[index]
-        edited = nothing if line.edited is None else line.edited.cpu()
-        size = nothing if line.size is None else line.size.cpu()
-        gate = None if line.gate is None else line.gate.cpu() / line.eligible.clamp(min=1)
+    def _counted(self, name: str) -> Tensor:
+        fill = float("nan") if name == "reads" else 0.0
+        n_lines, n_rows = len(self.wiring.items), self.seen.shape[1]
+        total = torch.full((n_lines, n_rows), fill)
+        for (of, _), table in self.tables.items():
+            if of == name:
+                mine = _grown(table.cpu(), n_lines, n_rows, fill)
+                total = torch.where(mine.isnan(), total, mine) if name == "reads" else total + mine
+        return total
+
+    def _line(self, at: int, found: Mapping[str, Tensor], gated: object, read: object) -> Line:
+        item, arm = self.wiring.items[at], self.wiring.arms[at]
+        count = {name: table[at] for name, table in found.items()}
+        seen = self.seen[arm] if arm < len(self.seen) else torch.zeros_like(count["eligible"])
         scores = None
-        if line.scores:
+        if at in self.scores:
             row, position, score = (
-                torch.cat(part).cpu() for part in zip(*line.scores, strict=True)
+                torch.cat(part).cpu() for part in zip(*self.scores[at], strict=True)
             )
             scores = (row, position, score)
         return Line(
             repr(item),
             str(item.site),
-            self.seen.clone(),
-            line.eligible.clone(),
-            edited.long(),
-            size / edited.clamp(min=1),
-            gate,
-            None if line.reads is None else line.reads.cpu(),
+            seen.long(),
+            count["eligible"].long(),
+            count["edited"].long(),
+            count["size"] / count["edited"].clamp(min=1),
+            count["gate"] / count["eligible"].clamp(min=1) if gated else None,
+            count["reads"] if read else None,
             scores,
         )
 
@@ -300,26 +338,25 @@ class Work:
         )
 
 
-def grown(values: Tensor | None, n: int, device: torch.device, fill: float = 0.0) -> Tensor:
-    """Return an accumulator of at least n rows."""
-    if values is None:
-        return torch.full((n,), fill, device=device)
-    if len(values) >= n:
-        return values
-    return torch.nn.functional.pad(values, (0, n - len(values)), value=fill)
+def _grown(table: Tensor, n_lines: int, n_rows: int, fill: float = 0.0) -> Tensor:
+    """Return a table of at least so many lines and rows."""
+    lines, rows = max(n_lines - table.shape[0], 0), max(n_rows - table.shape[1], 0)
+    if not lines and not rows:
+        return table
+    return torch.nn.functional.pad(table, (0, rows, 0, lines), value=fill)
 
 
-def ranks(op: Edit, now: Pass) -> Tensor:
-    """Return [row, pos]: how many tokens of the row's scope come before each token."""
-    tokens = now.tokens
-    if tokens.from_start:
-        chosen = now.select(op.item.scope, op.rows).mask
-        return chosen.cumsum(1) - 1
-    end = int(tokens.positions.max()) + 1
-    every = torch.arange(end).expand(len(tokens.rows), end)
-    whole = replace(tokens, positions=every, ids=None, fresh=None).asked_of(op.rows)
-    rank = op.item.scope.select(whole).cumsum(1) - 1
-    return rank.gather(1, tokens.positions.clamp(min=0))
+def _line_of(op: Edit, tokens: Tokens) -> Tensor:
+    """Return [row]: the line of the receipt to which each row's tokens count; any for no member."""
+    if op.member is None or len(op.lines) == 1:
+        return torch.full((len(tokens.rows),), op.lines[0])
+    return torch.tensor(op.lines)[tokens.of(op.member).clamp(min=0)]
+
+
+def _rows_in(op: Edit, stack: Stack, tokens: Tokens) -> Tensor:
+    """Return [row]: where in a stack's values each row's own are."""
+    assert op.member is not None
+    return stack.rows(tokens.of(op.member).clamp(min=0), tokens.rows)
 
 
 def check_source(expected: Tensor | int | None, op: Edit, chosen: Selection, now: Pass) -> None:
@@ -331,11 +368,11 @@ def check_source(expected: Tensor | int | None, op: Edit, chosen: Selection, now
     if expected is None or chosen.count == 0:
         return
     tokens = now.tokens
-    top = torch.where(chosen.mask, ranks(op, now) + 1, 0).max(1).values
+    top = torch.where(chosen.mask, now.ranks(op) + 1, 0).max(1).values
     if isinstance(expected, int):
         wanted = torch.full_like(top, expected)
     else:
-        wanted = expected.cpu()[tokens.rows]
+        wanted = expected.cpu()[_rows_in(op, op.stack, tokens) if op.stack else tokens.rows]
     busy = chosen.mask.any(1)
     complete = tokens.from_start and not now.sequences.generating
     bad = busy & ((top != wanted) if complete else (top > wanted))

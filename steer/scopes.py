@@ -6,7 +6,7 @@ prompt token and does not move; `OUTPUT` is every position whose logits give an 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -173,9 +173,10 @@ class Text(Scope):
         assert tokens.prompt is not None
         assert tokens.decode is not None
         spans = []
+        known: dict[tuple[int, ...], tuple[int, int] | LookupError] = {}  # sweeps repeat prompts
         for at_row in range(tokens.positions.shape[0]):
             try:
-                found = find_text(tokens.prompt, at_row, self.needle, self.nth, tokens.decode)
+                found = self._found(tokens, at_row, known)
             except LookupError as missing:
                 if self.missing == "error" and (tokens.asked is None or tokens.asked[at_row]):
                     raise ScopeError(
@@ -187,6 +188,25 @@ class Text(Scope):
             spans.append(found)
         start, stop = torch.tensor(spans).unbind(1)
         return start, stop
+
+    def _found(
+        self, tokens: Tokens, at_row: int, known: dict[tuple[int, ...], Any]
+    ) -> tuple[int, int]:
+        prompt = tokens.prompt
+        assert prompt is not None
+        assert prompt.ids is not None
+        assert tokens.decode is not None
+        ids = prompt.ids[at_row][prompt.mask[at_row]]
+        key = (*ids.tolist(), int(prompt.lengths[at_row]))
+        if key not in known:
+            try:
+                known[key] = find_text(prompt, at_row, self.needle, self.nth, tokens.decode)
+            except LookupError as missing:
+                known[key] = missing
+        found = known[key]
+        if isinstance(found, LookupError):
+            raise found
+        return found
 
     def __repr__(self) -> str:
         """Print the call that makes it."""

@@ -54,6 +54,17 @@ class Step:
             return mine.reshape(-1, *middle)
         return mine.reshape(mine.shape[0], *middle, *mine.shape[1:])
 
+    def vector(self, values: Tensor, like: Tensor) -> Tensor:
+        """Return [width] as it is, or the rows' own vectors of [batch, width] shaped as `like`."""
+        return values if values.ndim == 1 else self.of_row(values, like)
+
+    def basis(self, values: Tensor, like: Tensor) -> Tensor:
+        """Return [k, width] as it is, or of [batch, k, width] the rows' own, to be matmul'ed."""
+        if values.ndim == 2:
+            return values
+        mine = values[self.rows]
+        return mine.reshape(mine.shape[0], *[1] * (like.ndim - 3), *mine.shape[1:])
+
     def gather(self, row: Tensor, column: Tensor) -> "Step":
         """Return the step of chosen tokens, each as a row of its own with one token."""
 

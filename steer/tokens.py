@@ -95,6 +95,8 @@ class Tokens:
     """Why the prompt lengths are not known, where they are not."""
     asked: Tensor | None = None
     """[row] bool: the rows whose plan asks for a scope; the others may lack it. None: all."""
+    arms: Tensor | None = None
+    """[row]: which arm of a sweep this is; None outside sweeps, where there is one."""
 
     @property
     def mask(self) -> Tensor:
@@ -109,9 +111,30 @@ class Tokens:
         in_prompt = self.mask & (self.positions < self.prompt_lengths[:, None])
         return "prompt" if bool(in_prompt.any()) else "generated"
 
+    def of(self, table: Tensor) -> Tensor:
+        """Return [row]: each row's entry of a table [arm, batch], or [arm, 1] for every row."""
+        arms = 0 if self.arms is None else self.arms
+        return table[arms, self.rows if table.shape[1] > 1 else 0].expand(len(self.rows))
+
     def asked_of(self, rows: Tensor | None) -> "Tokens":
-        """Return the same pass, asked about for some rows of the user's batch only."""
-        return self if rows is None else replace(self, asked=rows[self.rows])
+        """Return the same pass, asked about for some rows only: [arm, batch] bool."""
+        return self if rows is None else replace(self, asked=self.of(rows))
+
+    def counting(self, fresh: Tensor) -> "Tokens":
+        """Return the same pass of which only some tokens are counted."""
+        return replace(self, fresh=fresh)
+
+    def first(self, n: int) -> "Tokens":
+        """Return the same pass restricted to its first rows."""
+        return replace(
+            self,
+            positions=self.positions[:n],
+            rows=self.rows[:n],
+            prompt_lengths=None if self.prompt_lengths is None else self.prompt_lengths[:n],
+            ids=None if self.ids is None else self.ids[:n],
+            fresh=None if self.fresh is None else self.fresh[:n],
+            arms=None if self.arms is None else self.arms[:n],
+        )
 
     def lengths(self, what: str) -> Tensor:
         """Return [row, 1] prompt lengths.

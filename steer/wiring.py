@@ -1,37 +1,52 @@
-"""From a plan to operations at taps: everything that can be refused is refused here, at attach.
+"""From plans to operations at taps: everything that can be refused is refused here, at attach.
 
-Pure: takes a plan and a layout, touches no module. Reads come just before the first intervention
-that needs them, so that a reading sees the stream as that intervention would.
+Pure: takes plans and a layout, touches no module. Reads come just before the first intervention
+that needs them, so that a reading sees the stream as that intervention would. Interventions of one
+kind that belong to different rows become one tensor operation (`steer.interventions.stacked`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from steer.errors import PlanError, SpecError, SteerError, WidthMismatch
+from steer.admission import (
+    blame,
+    check_order,
+    check_widths,
+    reads_of,
+    refuse_pattern,
+    refuse_read_only,
+    sites_of,
+)
+from steer.errors import PlanError
 from steer.interventions.gates import Monitor, Read, When
 from steer.interventions.patch import Patch
 from steer.interventions.plans import Plan, Rows, items_of
-from steer.interventions.recipe import Recipe, on_device, row_counts_of, walk, widths_of
+from steer.interventions.recipe import Recipe, on_device, row_counts_of, walk
+from steer.interventions.stacked import Stack, exact_signature, signature, stack
 from steer.interventions.wrap import Custom
 from steer.models.layout import Layout, Tap
 from steer.protocols import Intervention
-from steer.scopes import GENERATED, require_scope
+from steer.scopes import Scope, require_scope
 from steer.sites import AnySite, Site, require_sites
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """One intervention at its tap, for all rows or for some."""
+    """One operation at its tap: an intervention, or several of one kind, each for its own rows."""
 
-    line: int
-    """Its line in the receipt."""
+    lines: tuple[int, ...]
+    """The line in the receipt of each member."""
     site: AnySite
     item: Intervention
-    rows: Tensor | None
-    """[batch] bool on the host: the rows it belongs to; None means every row."""
+    asked: tuple[tuple[Scope, Tensor | None], ...]
+    """The scopes of the members, each with the rows [arm, batch] that ask for it; None: all."""
+    member: Tensor | None
+    """[arm, batch] on the host: which member each row has, -1 for none; None: all have the one."""
+    stack: Stack | None
+    """How a row finds its values in `item`, where it stands for several."""
     whole: bool
     """Must be given whole rows (Custom), not gathered tokens."""
     gates: tuple[When, ...]
@@ -48,7 +63,7 @@ class Reading:
     latched: bool
     """Some gate needs its value at the end of the prompt."""
     rows: Tensor | None = None
-    """[batch] bool on the host: the rows whose plans need it; None means every row."""
+    """[arm, batch] bool on the host: the rows whose plans need it; None means every row."""
 
 
 Op = Edit | Reading
@@ -61,7 +76,9 @@ class Wiring:
     """A plan wired to a model: what each hook has to do, in order."""
 
     items: tuple[Intervention, ...]
-    """The receipt's lines: the user's interventions in order, each once."""
+    """The receipt's lines: the user's interventions in order, each once in every arm."""
+    arms: tuple[int, ...]
+    """The arm of each line."""
     taps: Mapping[AnySite, Tap]
     ops: Mapping[Key, tuple[Op, ...]]
     """By hook, ordered by site in the pass and then by the plan."""
@@ -77,7 +94,10 @@ class Wiring:
         return tuple(op for ops in self.ops.values() for op in ops if isinstance(op, Edit))
 
 
-def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -> Wiring:
+DeviceOf = Callable[[Tap], torch.device]
+
+
+def wire(plan: Plan, layout: Layout, device_of: DeviceOf) -> Wiring:
     """Return the wiring of a plan.
 
     Raises:
@@ -85,189 +105,156 @@ def wire(plan: Plan, layout: Layout, device_of: Callable[[Tap], torch.device]) -
         WidthMismatch: a tensor of another width than its site.
         PlanError: a gate that reads later than it must act; a malformed plan.
     """
-    taps: dict[AnySite, Tap] = {}
-    # The receipt's lines follow the plan, row by row; the operations are grouped across rows.
-    items = list({id(item): item for item, _ in items_of(plan)}.values())
-    lines = {id(item): line for line, item in enumerate(items)}
+    return wire_arms([plan], layout, device_of)
+
+
+def wire_arms(arms: Sequence[Plan], layout: Layout, device_of: DeviceOf) -> Wiring:
+    """Return the wiring of several plans, of which each row of a pass follows one.
+
+    Raises:
+        SteerError: as `wire`; says which intervention.
+    """
+    places = _Places(layout, device_of)
+    lines = _lines(arms)
+    for arm, items in enumerate(lines):
+        for at, item in enumerate(items.values()):
+            with blame(item, at, arm if len(arms) > 1 else None):
+                places.admit(item)
+    keys = [(arm, key) for arm, found in enumerate(lines) for key in found]
+    number = {key: line for line, key in enumerate(keys)}
+    lengths = {len(plan) for plan in arms if isinstance(plan, Rows)}
+    if len(lengths) > 1:
+        raise PlanError(
+            f"The arms hold Rows of {sorted(lengths)} plans, but all are for the same prompts. "
+            "Give every Rows one plan for each prompt."
+        )
+    shape = (len(arms), max(lengths, default=1))
     ops: list[Op] = []
-    seen: dict[torch.device, dict[int, object]] = {}
-    reads: dict[int, object] = {}
-    members = _grouped(plan)
-    for item, rows in members:
-        require_sites([item.site])
-        require_scope(item.scope, type(item).__name__)
-        with _blame(item, lines[id(item)]):
-            for site in _sites(item):
-                refuse_pattern(site)
-                taps.setdefault(site, layout.tap(site))
-            refuse_read_only(item, taps[item.site])
-            _check_widths(item, layout)
-            _check_order(item)
-        for part in walk(item):
-            for read, _ in part.reads() if isinstance(part, Recipe) else ():
-                place_of_read = device_of(taps[read.site])
-                reads.setdefault(id(read), on_device(read, place_of_read, {}))
-        here = device_of(taps[item.site])
-        shared = seen.setdefault(here, dict(reads))
-        shared.update(reads)
-        on_site = on_device(item, here, shared)
-        for part in walk(on_site):
-            for read, latch in part.reads() if isinstance(part, Recipe) else ():
-                ops.append(Reading(read.site, read, latch == "prompt", rows))
-        ops.append(_edit(on_site, lines[id(item)], rows))
-    counts = tuple(pair for item in items for pair in row_counts_of(item))
+    for group in _grouped(arms, places):
+        mine = [number[at[0][0], id(item)] for item, at in group]
+        ops += places.operations(group, mine, shape)
+    items = tuple(item for found in lines for item in found.values())
+    counts = dict.fromkeys(pair for item in items for pair in row_counts_of(item))
     return Wiring(
-        tuple(items),
-        taps,
-        _by_hook(_merge_reads(ops), taps),
-        frozenset(tap.base for tap in taps.values() if tap.base is not None),
-        len(plan) if isinstance(plan, Rows) else None,
-        counts,
+        items,
+        tuple(arm for arm, _ in keys),
+        places.taps,
+        _by_hook(_merge_reads(ops), places.taps),
+        frozenset(tap.base for tap in places.taps.values() if tap.base is not None),
+        lengths.pop() if lengths else None,
+        tuple(counts),
     )
 
 
-def _grouped(plan: Plan) -> list[tuple[Intervention, Tensor | None]]:
-    # Rows that hold the same object at the same place in their lists share one operation.
-    if not isinstance(plan, Rows):
-        return [(item, None) for item, _ in items_of(plan)]
-    grouped: list[tuple[Intervention, Tensor | None]] = []
-    depth = max((len(items) for items in plan.plans), default=0)
-    for slot in range(depth):
-        rows_of: dict[int, tuple[Intervention, list[int]]] = {}
-        for row, items in enumerate(plan.plans):
-            if slot < len(items):
-                rows_of.setdefault(id(items[slot]), (items[slot], []))[1].append(row)
-        for item, rows in rows_of.values():
-            member = torch.zeros(len(plan), dtype=torch.bool)
-            member[rows] = True
-            grouped.append((item, member))
-    return grouped
+def _lines(arms: Sequence[Plan]) -> list[dict[int, Intervention]]:
+    # The receipt's lines follow each plan, row by row; the operations are grouped across rows.
+    return [{id(item): item for item, _ in items_of(plan)} for plan in arms]
 
 
-class _blame:
-    """Say which intervention of the plan an error is about."""
-
-    def __init__(self, item: Intervention, place: int) -> None:
-        self.item, self.place = item, place
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SteerError):
-            what = f"Intervention {self.place} of the plan, {self.item!r}: {error}"
-            raise type(error)(what) from None
+Shape = tuple[int, int]
+"""(arms, rows of the batch; 1 where every row of an arm has the same plan)."""
+Member = tuple[Intervention, list[tuple[int, int | None]]]
+"""An intervention, and the (arm, row) that have it; row None: every row of the arm."""
 
 
-def refuse_pattern(site: AnySite) -> None:
-    """Refuse to write an attention pattern.
+class _Places:
+    """The taps of the sites met so far, and the interventions moved to their devices."""
 
-    Raises:
-        PlanError: says what to edit instead.
-    """
-    if isinstance(site, Site) and site.component == "pattern":
-        raise PlanError(
-            f"{site} can be read by lm.capture but not written: the fused kernel makes it inside "
-            "and takes no weights. Edit q or k before it, or z after it."
-        )
+    def __init__(self, layout: Layout, device_of: DeviceOf) -> None:
+        self.layout, self.device_of = layout, device_of
+        self.taps: dict[AnySite, Tap] = {}
+        self.moved: dict[int, Intervention] = {}
+        self._seen: dict[torch.device, dict[int, object]] = {}
+        self._reads: dict[int, object] = {}
 
+    def admit(self, item: Intervention) -> None:
+        """Check one intervention against the model and move it."""
+        if id(item) in self.moved:
+            return
+        require_sites([item.site])
+        require_scope(item.scope, type(item).__name__)
+        for site in sites_of(item):
+            refuse_pattern(site)
+            self.taps.setdefault(site, self.layout.tap(site))
+        refuse_read_only(item, self.taps[item.site])
+        check_widths(item, self.layout)
+        check_order(item)
+        for read, _ in reads_of(item):
+            place = self.device_of(self.taps[read.site])
+            self._reads.setdefault(id(read), on_device(read, place, {}))
+        here = self.device_of(self.taps[item.site])
+        shared = self._seen.setdefault(here, dict(self._reads))
+        shared.update(self._reads)
+        self.moved[id(item)] = on_device(item, here, shared)
 
-def refuse_read_only(item: Intervention, tap: Tap) -> None:
-    """Refuse an edit of a tensor that nothing downstream uses: it would do nothing.
-
-    Raises:
-        PlanError: with the layout's reason.
-    """
-    if tap.read_only is not None and not isinstance(item, Monitor):
-        raise PlanError(
-            f"{item.site} can be read but not written: {tap.read_only}. An edit there would "
-            "silently do nothing. Edit an earlier site."
-        )
-
-
-def _sites(item: Intervention) -> list[AnySite]:
-    sites = [item.site]
-    for part in walk(item):
-        if isinstance(part, Recipe):
-            sites += [read.site for read, _ in part.reads()]
-    return sites
-
-
-def _check_widths(item: Intervention, layout: Layout) -> None:
-    found = [(item.site, what, size) for what, size in widths_of(item, item.site)]
-    for part in walk(item):
-        for read, _ in part.reads() if isinstance(part, Recipe) else ():
-            size = getattr(read.probe, "d_model", None)
-            found += [] if size is None else [(read.site, "the probe", size)]
-    for site, what, size in found:
-        width = layout.width(site)
-        if width is not None and size != width:
-            origins = [origin for _, origin in _origins(item)]
-            said = f" (its origin says {dict(origins[0])})" if origins else ""
-            raise WidthMismatch(
-                f"{what} has {size} entries but {site} is {width} wide in {layout.name}. It was "
-                f"probably fitted on another model or site{said}. Refit it on activations captured "
-                "from this model at this site."
-            )
-
-
-def _origins(item: Intervention) -> Iterator[tuple[object, Mapping[str, object]]]:
-    # Of what was fitted on activations: the manifold of an intervention, the probe of a read.
-    for part in walk(item):
-        reads = part.reads() if isinstance(part, Recipe) else ()
-        for fitted in (getattr(part, "manifold", None), *(read.probe for read, _ in reads)):
-            origin = getattr(fitted, "origin", None)
-            if isinstance(origin, Mapping):
-                yield fitted, origin
+    def operations(self, group: Sequence[Member], lines: Sequence[int], shape: Shape) -> list[Op]:
+        """Return the readings that a group of stackable interventions needs, then its edit."""
+        everywhere = shape[0] == 1 and len(group) == 1 and group[0][1] == [(0, None)]
+        member = None if everywhere else _table(group, shape)
+        rows = None if member is None else member >= 0
+        items = [self.moved[id(item)] for item, _ in group]
+        ops: list[Op] = [
+            Reading(read.site, read, latch == "prompt", rows)
+            for item in items
+            for read, latch in reads_of(item)
+        ]
+        found = None
+        if len({id(item) for item in items}) > 1:
+            found = stack(items, self.device_of(self.taps[items[0].site]))
+        asked: dict[Scope, Tensor | None] = {}
+        for at, item in enumerate(items):
+            mine = None if member is None else member == at
+            known = asked.get(item.scope)
+            asked[item.scope] = mine if known is None or mine is None else known | mine
+        item = items[0] if found is None else found.item
+        return [*ops, _edit(item, tuple(lines), tuple(asked.items()), member, found)]
 
 
-def check_origins(items: Sequence[Intervention], weights: Callable[[], str], name: str) -> None:
-    """Refuse what says that it was fitted on other weights; what says nothing is not checked.
-
-    Raises:
-        SpecError: names both.
-    """
-    claims = [
-        (item, fitted, origin)
-        for item in items
-        for fitted, origin in _origins(item)
-        if origin.get("weights") is not None
+def _grouped(arms: Sequence[Plan], places: _Places) -> list[list[Member]]:
+    # Interventions at the same place in the lists of different rows are one group if they stack.
+    alike_if = signature if len(arms) > 1 else exact_signature
+    groups: list[list[Member]] = []
+    lists = [
+        plan.plans if isinstance(plan, Rows) else (tuple(item for item, _ in items_of(plan)),)
+        for plan in arms
     ]
-    mine = weights() if claims else ""
-    for item, fitted, origin in claims:
-        if origin["weights"] != mine:
-            raise SpecError(
-                f"{item!r} holds {fitted!r}, which was fitted on {origin.get('model', 'a model')} "
-                f"with weights {origin['weights']}, but {name} has weights {mine}. Directions and "
-                "shapes of one model mean nothing in another. Refit it on activations of this "
-                "model, or, if you mean it, drop the claim with "
-                "dataclasses.replace(fitted, origin=None)."
-            )
+    for slot in range(max((len(items) for plans in lists for items in plans), default=0)):
+        found: dict[object, dict[tuple[int, int], Member]] = {}
+        for arm, plans in enumerate(lists):
+            for row, items in enumerate(plans):
+                if slot < len(items):
+                    item = items[slot]
+                    alike = found.setdefault(alike_if(places.moved[id(item)]), {})
+                    _, at = alike.setdefault((arm, id(item)), (item, []))
+                    at.append((arm, row if isinstance(arms[arm], Rows) else None))
+        groups += [list(alike.values()) for alike in found.values()]
+    return groups
 
 
-def _check_order(item: Intervention) -> None:
-    for part in walk(item):
-        if not isinstance(part, When):
-            continue
-        read, acts = part.read.site, part.inner.site
-        if not isinstance(read, Site) or not isinstance(acts, Site) or read.order <= acts.order:
-            continue
-        if part.latch == "prompt" and part.inner.scope == GENERATED:
-            continue  # decided by the prompt's own pass, acts in later ones
-        raise PlanError(
-            f"The gate reads {read}, which a pass computes after {acts}, where it must act. Its "
-            "value would come too late. Read at the same site or an earlier one, or latch on the "
-            "prompt and act on GENERATED tokens only."
-        )
+def _table(group: Sequence[Member], shape: Shape) -> Tensor:
+    """Return [arm, batch]: the number of each row's member, -1 for none."""
+    table = torch.full(shape, -1)
+    for at, (_, found) in enumerate(group):
+        for arm, row in found:
+            table[arm, slice(None) if row is None else row] = at
+    return table
 
 
-def _edit(item: Intervention, line: int, rows: Tensor | None) -> Edit:
+def _edit(
+    item: Intervention,
+    lines: tuple[int, ...],
+    asked: tuple[tuple[Scope, Tensor | None], ...],
+    member: Tensor | None,
+    found: Stack | None,
+) -> Edit:
     parts = list(walk(item))
     return Edit(
-        line,
+        lines,
         item.site,
         item,
-        rows,
+        asked,
+        member,
+        found,
         any(isinstance(p, Custom) or not isinstance(p, Recipe) for p in parts),
         tuple(p for p in parts if isinstance(p, When)),
         item.read if isinstance(item, Monitor) else None,

@@ -76,7 +76,9 @@ def users_of(pattern: str, *folders: str) -> set[str]:
 
 
 def test_hooks_are_registered_in_one_file_only() -> None:
-    assert users_of(r"register_(\w+_)?hook", *PACKAGES, "benchmarks") <= {HOOK_FILE}
+    users = users_of(r"register_(\w+_)?hook", *PACKAGES, "benchmarks")
+    # What we are measured against is written by hand, as users would write it.
+    assert {path for path in users if not path.startswith("benchmarks/peers/")} <= {HOOK_FILE}
 
 
 def test_models_are_loaded_in_one_place_only() -> None:

@@ -1,3 +1,4 @@
 """The declared tasks; importing this registers them."""
 
 from benchmarks.tasks import rings as rings
+from benchmarks.tasks import speed as speed

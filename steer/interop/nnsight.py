@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from steer.bookkeeping import Pass
 from steer.context import Run
 from steer.errors import PlanError, UnsupportedModel
-from steer.interop.hosted import current_pass, kept_columns, require_served, serve
+from steer.interop.hosted import current_pass, kept_columns, require_served
 from steer.interventions.plans import Plan
 from steer.models.layouts import resolve
 from steer.module_io import tensor_of, with_tensor
 from steer.registry import HookRegistry
+from steer.serving import serve
 from steer.wiring import Key
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class InNNsight:
             )
         if key[0] == "":
             now = kept_columns(now, tensor.shape[1])
-        new = serve(self.run, self.run.registry.layout, key, tensor, now)
+        new = serve(key, tensor, now, (self.run,))
         return value if new is tensor else new if key[1] == "input" else with_tensor(value, new)
 
 

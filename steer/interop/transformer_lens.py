@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from steer.context import Run
 from steer.errors import PlanError, SiteNotFound, UnsupportedModel
 from steer.interop.hook_names import HOOKS
-from steer.interop.hosted import current_pass, kept_columns, require_served, serve
+from steer.interop.hosted import current_pass, kept_columns, require_served
 from steer.interventions.plans import Plan
 from steer.lm import LM
 from steer.models.frame import find_frame, find_unembed
 from steer.models.layout import Layout, Tap
 from steer.registry import HookRegistry
+from steer.serving import serve
 from steer.sites import AnySite, ModuleSite
 from steer.wiring import Key, wire
 
@@ -215,7 +216,7 @@ class InBridge:
                     "Use a stream site (resid_pre, resid_post), or attach to lm."
                 )
             self.served[key] += 1
-            new = serve(self.run, self.run.registry.layout, key, tensor, now)
+            new = serve(key, tensor, now, (self.run,))
             return None if new is tensor else new
 
         return edit

@@ -20,7 +20,8 @@ class Relative:
     """A strength in multiples of each token's own norm; the direction counts as a unit vector."""
 
     kind: ClassVar[str] = "steer.Relative"
-    multiple: int | float
+    multiple: int | float | Tensor
+    """A number; within a stack (see `stacked`) one for each of its rows."""
 
 
 Number = int | float
@@ -40,6 +41,8 @@ def as_strength(value: Number | Tensor | Relative, owner: str) -> Strength:
         PlanError: not finite, or a tensor that is not [batch].
     """
     if isinstance(value, Relative):
+        if isinstance(value.multiple, Tensor):
+            raise TypeError(f"The multiple of {owner} is one number, not {value.multiple!r}.")
         as_strength(value.multiple, owner)
         return value
     if isinstance(value, Tensor):
@@ -135,11 +138,29 @@ def scaled(h: Tensor, delta: Tensor, strength: Strength, step: Step) -> Tensor:
     return torch.where(amount == 0, h, add_delta(h, amount * delta))
 
 
+FEW = 8
+"""Directions up to which products are taken one by one: a matrix product's bits depend on how many
+rows it has, and what one row gets must not depend on the others."""
+
+
 def coordinates(h: Tensor, basis: Tensor) -> Tensor:
-    """Return the coordinates [..., k] of h in orthonormal rows [k, d]."""
-    return precise(h) @ basis.to(precise(h).dtype).T
+    """Return the coordinates [..., k] of h in orthonormal rows [k, d] (or [row, ..., k, d])."""
+    x = precise(h)
+    rows = basis.to(x.dtype)
+    if rows.shape[-2] > FEW:
+        return x @ rows.mT
+    return torch.stack([(x * one).sum(-1) for one in _each(rows)], dim=-1)
 
 
 def within(c: Tensor, basis: Tensor) -> Tensor:
     """Return the point [..., d] with coordinates [..., k]."""
-    return c @ basis.to(c.dtype)
+    rows = basis.to(c.dtype)
+    if rows.shape[-2] > FEW:
+        return c @ rows
+    parts = [x[..., None] * one for x, one in zip(c.unbind(-1), _each(rows), strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _each(rows: Tensor) -> list[Tensor]:
+    # [d] each, or [row, ..., 1, d], to broadcast over positions and heads.
+    return [one if one.ndim == 1 else one.unsqueeze(-2) for one in rows.unbind(-2)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steer.errors import PlanError
-from steer.interventions.recipe import Recipe, Shared
+from steer.interventions.recipe import Recipe, Shared, batch_length
 from steer.protocols import Intervention, Probe
 from steer.scopes import GENERATED, PROMPT, Scope
 from steer.sites import AnySite
@@ -80,7 +80,8 @@ class When(Recipe):
     kind: ClassVar[str] = "steer.When"
     read: Read
     inner: Intervention
-    above: int | float = 0.5
+    above: int | float | Tensor = 0.5
+    """The threshold: a number, or one for each row [batch]."""
     latch: Latch = "prompt"
 
     def __post_init__(self) -> None:
@@ -108,7 +109,10 @@ class When(Recipe):
 
     def gate(self, step: Step) -> Tensor:
         """Return [row, pos or 1] bool: where the gate is open; NaN readings are closed."""
-        return step.reads[self.read, self.latch] > self.above
+        reading = step.reads[self.read, self.latch]
+        if not isinstance(self.above, Tensor):
+            return reading > self.above
+        return reading > step.of_row(self.above, reading).to(reading.dtype)
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return the inner edit where the gate is open, the untouched bits elsewhere."""
@@ -120,13 +124,18 @@ class When(Recipe):
         """Return the reading that opens it."""
         return ((self.read, self.latch),)
 
+    def row_counts(self) -> Mapping[str, int]:
+        """Return what must be as long as the batch."""
+        return batch_length(above=self.above)
+
     def parts(self) -> Sequence[object]:
         """Return what it wraps."""
         return (self.inner,)
 
     def __repr__(self) -> str:
         """Say what opens it and what it gates."""
-        return f"When({self.read!r} > {self.above:g}, {self.inner!r}, latch={self.latch!r})"
+        above = f"[{len(self.above)} rows]" if isinstance(self.above, Tensor) else f"{self.above:g}"
+        return f"When({self.read!r} > {above}, {self.inner!r}, latch={self.latch!r})"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -68,10 +68,10 @@ class Add(Recipe):
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return h + strength * direction."""
-        direction = precise(self.direction)
+        direction = step.vector(precise(self.direction), h)
         if not isinstance(self.strength, Relative):
             return scaled(h, direction, self.strength, step)
-        unit = direction / direction.norm()
+        unit = direction / direction.norm(dim=-1, keepdim=True)
         return scaled(h, precise(h).norm(dim=-1, keepdim=True) * unit, self.strength, step)
 
     def row_counts(self) -> Mapping[str, int]:
@@ -123,7 +123,8 @@ class Ablate(Recipe):
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return h without its part in the subspace."""
-        return scaled(h, -within(coordinates(h, self.basis), self.basis), self.strength, step)
+        basis = step.basis(self.basis, h)
+        return scaled(h, -within(coordinates(h, basis), basis), self.strength, step)
 
     def row_counts(self) -> Mapping[str, int]:
         """Return what must be as long as the batch."""
@@ -165,7 +166,7 @@ class Clamp(Recipe):
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return h moved along the direction to the target coordinate."""
-        basis = self.direction[None]
+        basis = step.basis(self.direction[..., None, :], h)
         now = coordinates(h, basis)
         to = step.of_row(self.to, h).to(now.dtype) if isinstance(self.to, Tensor) else self.to
         return scaled(h, within(to - now, basis), self.strength, step)
@@ -255,7 +256,8 @@ class Rotate(Recipe):
 
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return h rotated within the plane."""
-        c = coordinates(h, self.plane)
+        plane = step.basis(self.plane, h)
+        c = coordinates(h, plane)
         turn = torch.ones((), dtype=c.dtype, device=c.device)
         for part in (self.angle, self.strength):
             assert not isinstance(part, Relative)
@@ -263,7 +265,7 @@ class Rotate(Recipe):
         cos, sin = turn.cos(), turn.sin()
         x, y = c[..., :1], c[..., 1:]
         delta = torch.cat([(cos - 1) * x - sin * y, sin * x + (cos - 1) * y], dim=-1)
-        return add_delta(h, within(delta, self.plane))
+        return add_delta(h, within(delta, plane))
 
     def row_counts(self) -> Mapping[str, int]:
         """Return what must be as long as the batch."""
@@ -302,7 +304,8 @@ class Affine(Recipe):
     def edit(self, h: Tensor, step: Step) -> Tensor:
         """Return the mapped tensor."""
         x = precise(h)
-        delta = (precise(self.scale).to(x.dtype) - 1.0) * x + precise(self.shift).to(x.dtype)
+        scale, shift = (step.vector(precise(v), h).to(x.dtype) for v in (self.scale, self.shift))
+        delta = (scale - 1.0) * x + shift
         return scaled(h, delta, self.strength, step)
 
     def row_counts(self) -> Mapping[str, int]:

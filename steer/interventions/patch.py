@@ -91,8 +91,9 @@ class Patch(Recipe):
         if self.subspace is None:
             # A copy: Falcon adds in place into what its MLP returned, which must not be the source.
             return new.to(h.dtype).expand_as(h).clone()
-        change = coordinates(new, self.subspace) - coordinates(h, self.subspace)
-        return add_delta(h, within(change.to(precise(h).dtype), self.subspace))
+        basis = step.basis(self.subspace, h)
+        change = coordinates(new, basis) - coordinates(h, basis)
+        return add_delta(h, within(change.to(precise(h).dtype), basis))
 
     def _for_tokens(self, step: Step) -> Tensor:
         lead = self.values.ndim - self._trailing()

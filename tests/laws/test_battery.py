@@ -13,10 +13,19 @@ from tests.laws.exact import EXACT_LAWS
 from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
 from tests.laws.rows import ROW_LAWS
 from tests.laws.sites import SITE_LAWS
+from tests.laws.sweeps import SWEEP_LAWS
 from tests.laws.tokens import TOKEN_LAWS
 from tests.laws.traces import TRACE_LAWS
 
-LAWS = (*TOKEN_LAWS, *ROW_LAWS, *EXACT_LAWS, *SITE_LAWS, *TRACE_LAWS, *COMPOSITION_LAWS)
+LAWS = (
+    *TOKEN_LAWS,
+    *ROW_LAWS,
+    *EXACT_LAWS,
+    *SITE_LAWS,
+    *TRACE_LAWS,
+    *COMPOSITION_LAWS,
+    *SWEEP_LAWS,
+)
 
 
 def _named(law: Callable[..., None]) -> str:

@@ -15,6 +15,7 @@ from tests.laws.exact import (
     law_coordinates_read_here_change_nothing,
 )
 from tests.laws.interventions import N_ROWS, Setting
+from tests.laws.sweeps import law_a_sweep_equals_a_loop, law_a_sweep_generates_like_a_loop
 from tests.laws.traces import law_only_hooks_are_added
 
 pytestmark = pytest.mark.real
@@ -51,6 +52,14 @@ def test_a_patch_from_its_own_run_changes_nothing(setting: Setting):
 
 def test_coordinates_read_here_change_nothing(setting: Setting):
     law_coordinates_read_here_change_nothing(setting)
+
+
+def test_a_sweep_equals_a_loop(setting: Setting):
+    law_a_sweep_equals_a_loop(setting)
+
+
+def test_a_sweep_generates_like_a_loop(setting: Setting):
+    law_a_sweep_generates_like_a_loop(setting)
 
 
 def test_only_hooks_are_added(setting: Setting):

@@ -11,11 +11,11 @@ from torch import Tensor
 import steer
 import steer.attention
 import steer.registry
-from steer import Site, Step, scopes, spec, tokens, wiring
+from steer import Site, Step, scopes, serving, spec, tokens, wiring
 from steer import running as at_work
 from steer.bookkeeping import Pass
 from steer.context import Run
-from steer.interventions import arithmetic, curved, gates, linear, patch
+from steer.interventions import arithmetic, curved, gates, linear, patch, stacked
 from steer.interventions.arithmetic import coordinates, within
 from steer.models.layout import Layout, OneHead, Tap
 from steer.registry import HookRegistry
@@ -148,8 +148,13 @@ def _upcast() -> Iterator[None]:
 def _rows_reversed() -> Iterator[None]:
     original = wiring._grouped
 
-    def grouped(plan: Any) -> Any:
-        return [(item, None if rows is None else rows.flip(0)) for item, rows in original(plan)]
+    def grouped(arms: Any, places: Any) -> Any:
+        n_rows = max((len(plan) for plan in arms if isinstance(plan, steer.Rows)), default=1)
+
+        def flipped(at: Any) -> Any:
+            return [(arm, None if row is None else n_rows - 1 - row) for arm, row in at]
+
+        return [[(item, flipped(at)) for item, at in group] for group in original(arms, places)]
 
     with _swapped(wiring, "_grouped", grouped):
         yield
@@ -250,8 +255,8 @@ def _inner_first() -> Iterator[None]:
 def _backwards() -> Iterator[None]:
     original = wiring._grouped
 
-    def grouped(plan: Any) -> Any:
-        return original(plan)[::-1]
+    def grouped(arms: Any, places: Any) -> Any:
+        return original(arms, places)[::-1]
 
     with _swapped(wiring, "_grouped", grouped):
         yield
@@ -382,17 +387,28 @@ def _by_place() -> Iterator[None]:
 
 @planted("captured before the edits")
 def _captured_early() -> Iterator[None]:
-    original = HookRegistry._serve_place
+    original = serving._serve_place
 
-    def serve(self: HookRegistry, place: Any, key: Any, whole: Tensor, now: Any, runs: Any) -> Any:
+    def serve(place: Any, key: Any, whole: Tensor, now: Any, runs: Any) -> Any:
         with ExitStack() as stack:
             for run in runs:
                 stack.enter_context(_swapped(run, "takers", {}))
-            edited = original(self, place, key, whole, now, runs)
+            edited = original(place, key, whole, now, runs)
         for run in runs:
             with _swapped(run.work, "apply", lambda _op, h, _now: h):
-                original(self, place, key, whole, now, (run,))
+                original(place, key, whole, now, (run,))
         return edited
 
-    with _swapped(HookRegistry, "_serve_place", serve):
+    with _swapped(serving, "_serve_place", serve):
+        yield
+
+
+@planted("a stack gives each row its neighbour's values")
+def _neighbours_values() -> Iterator[None]:
+    original = stacked.Stack.rows
+
+    def rows(self: stacked.Stack, member: Tensor, rows: Tensor) -> Tensor:
+        return original(self, member.roll(1, 0), rows)
+
+    with _swapped(stacked.Stack, "rows", rows):
         yield

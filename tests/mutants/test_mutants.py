@@ -62,6 +62,7 @@ KILLERS: Mapping[str, Sequence[Law]] = {
     "hook left": [law_nothing_is_left_behind],
     "delta upcast": [_PURE],
     "rows reversed": [law_scopes_mean_positions, law_a_batch_equals_its_rows],
+    "a stack gives each row its neighbour's values": [law_a_batch_equals_its_rows],
     "gate not latched": [law_a_gate_decides_row_by_row],
     "resid_mid for resid_pre": [law_a_site_is_what_transformers_computes_there],
     "wrong head repeat": [law_the_pattern_is_the_eager_one],

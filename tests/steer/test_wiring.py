@@ -32,7 +32,7 @@ def test_operations_of_one_hook_are_in_the_order_of_the_pass_then_of_the_plan(lm
     (ops,) = wiring.ops.values()
     assert [op.item for op in ops if isinstance(op, Edit)] == [out, mid, mid2]
     assert wiring.items == (mid, out, mid2)
-    assert [edit.line for edit in wiring.edits] == [1, 0, 2]
+    assert [edit.lines for edit in wiring.edits] == [(1,), (0,), (2,)]
     assert wiring.bases == {"model.layers.1"}
 
 

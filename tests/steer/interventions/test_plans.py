@@ -52,9 +52,9 @@ def test_the_same_object_in_several_rows_is_one_line_and_one_operation(lm):
     wiring = lm.registry.wire(Rows([[a, b], [a], []]))
     assert wiring.items == (a, b)
     assert len(wiring.edits) == 2
-    assert [edit.rows.tolist() for edit in wiring.edits if edit.rows is not None] == [
-        [True, True, False],
-        [True, False, False],
+    assert [edit.member.tolist() for edit in wiring.edits if edit.member is not None] == [
+        [[0, 0, -1]],
+        [[0, -1, -1]],
     ]
     with lm.attached(Rows([[a, b], [a], []])) as run:
         ids = torch.tensor([[5, 6, 7]] * 3)

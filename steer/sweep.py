@@ -49,8 +49,8 @@ class Sweep:
     def run(self) -> "Sweep":
         """Run it, if it has not run yet, and return it."""
         if self._found is None:
-            self._cost = self.cost()
             self._found = self._job.run(self._measure)
+            self._cost = self._job.cost()
         return self
 
     @property

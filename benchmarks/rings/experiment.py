@@ -27,7 +27,6 @@ from benchmarks.rings.paths import (
     on_manifold,
     steps_of,
 )
-from benchmarks.rings.prefix import run_prefixes
 from benchmarks.rings.reading import Bins, Reading, bins_of, read, require_all_concepts
 from benchmarks.rings.scan import Block, best_of, scan
 from benchmarks.stats import Grid, Number
@@ -75,7 +74,7 @@ def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
     train_contexts, test_contexts = concepts.train[: options.limit], concepts.test[: options.limit]
     train = read(lm, concepts, train_contexts, bins, sites)
     require_all_concepts(train, concepts, "train")
-    blocks = scan(lm, train, run_prefixes(lm, train.rows), bins, sites, period)
+    blocks = scan(lm, train, bins, sites, period)
     if not blocks:
         raise BenchmarkError(
             "No train context can be held out, as some concept is answered correctly in one "
@@ -121,7 +120,6 @@ def _steer(
     shape: tuple[int, int],
 ) -> Steered:
     """Walk every arm on the test contexts."""
-    prefixes = run_prefixes(lm, test.rows)
 
     def walks(arms: Sequence[str], distance: int) -> dict[str, Walk]:
         steps = steps_of(test, distance)
@@ -131,7 +129,6 @@ def _steer(
                 arm,
                 ring,
                 test,
-                prefixes,
                 steps,
                 bins,
                 seed=options.seed,

@@ -16,7 +16,6 @@ from torch import Tensor
 import manifolds
 import steer
 from benchmarks.rings.paths import ARMS, N_POINTS, Ring, Steps
-from benchmarks.rings.prefix import Prefixes, last_token
 from benchmarks.rings.reading import Bins, Reading
 from benchmarks.stats import Grid
 
@@ -36,7 +35,6 @@ def walk(
     arm: str,
     ring: Ring,
     reading: Reading,
-    prefixes: Prefixes,
     steps: Steps,
     bins: Bins,
     *,
@@ -44,30 +42,27 @@ def walk(
     mixtures: bool = False,
 ) -> Walk:
     """Steer every path of one arm and return the outputs."""
-
-    def read_out(logits: Tensor, rows: Tensor) -> Tensor:
-        del rows
-        outputs = bins.probabilities(logits)
-        if not mixtures:
-            return outputs
-        return torch.stack([outputs, bins.probabilities(geometric_mixtures(logits))], 1)
-
     make_plan = ARMS[arm](ring, steps, reading.states[ring.site], seed)
-    kept = last_token(lm, prefixes, steps.case, make_plan, read_out, together=N_POINTS, label=arm)
+    points = [make_plan(steps.waypoint(point)) for point in range(N_POINTS)]
+    outputs = steer.sweep(lm, reading.rows, points, lambda logits, _: bins.probabilities(logits))
+    along = outputs.values.transpose(0, 1)
     if not mixtures:
-        return Walk(steps, steps.per_path(kept))
-    return Walk(steps, steps.per_path(kept[:, 0]), steps.per_path(kept[:, 1]))
+        return Walk(steps, along)
+    ends = steer.sweep(lm, reading.rows, [points[0], points[-1]], lambda logits, _: logits)
+    first, last = ends.values.float()
+    return Walk(steps, along, geometric_mixtures(first, last, bins))
 
 
-def geometric_mixtures(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
-    """Return the log of p_0^(1-t) p_1^t, up to a constant, between the ends of each path.
+def geometric_mixtures(
+    first: Float[Tensor, "path vocab"], last: Float[Tensor, "path vocab"], bins: Bins
+) -> Float[Tensor, "path point bin"]:
+    """Return the bins of p_0^(1-t) p_1^t, normalised, between the ends of each path.
 
     That is what a chord gives where the read-out after the site is linear and a softmax
     (methods 1.11): no departure from natural outputs along it would be due to the activations.
     """
-    paths = logits.float().reshape(-1, N_POINTS, logits.shape[-1])
-    share = torch.linspace(0, 1, N_POINTS, device=logits.device)[None, :, None]
-    return ((1 - share) * paths[:, :1] + share * paths[:, -1:]).reshape(logits.shape)
+    shares = torch.linspace(0, 1, N_POINTS, device=first.device)
+    return torch.stack([bins.probabilities((1 - t) * first + t * last) for t in shares], 1)
 
 
 def distances(

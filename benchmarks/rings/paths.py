@@ -15,10 +15,11 @@ from torch import Tensor
 
 import manifolds
 import steer
-from benchmarks.rings.prefix import MakePlan
 from benchmarks.rings.reading import Reading
 from steer.sites import AnySite
 
+MakePlan = Callable[[Tensor], steer.Plan]
+"""Takes the numbers of some rows; returns a plan with one entry per such row in its tensors."""
 N_POINTS = 13
 """Waypoints of a path: every whole concept of both rings is one, half-way round and adjacent."""
 
@@ -54,6 +55,10 @@ class Steps:
         whole = (on - on.round()).abs() < 1e-4
         inside = (self.share > 1e-4) & (self.share < 1 - 1e-4)
         return torch.where(whole & inside, on.round(), -torch.ones_like(on)).long()
+
+    def waypoint(self, point: int) -> Tensor:
+        """Return [path]: the rows of one waypoint of every path."""
+        return torch.arange(point, len(self.case), N_POINTS)
 
     def per_path(self, values: Tensor) -> Tensor:
         """Return values [row, ...] as [path, waypoint, ...]."""

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import manifolds
 import steer
 from benchmarks.rings.paths import fit_ring
-from benchmarks.rings.prefix import Prefixes, last_token
 from benchmarks.rings.reading import Bins, Reading
 from steer.sites import AnySite
 
@@ -60,7 +58,6 @@ class _Probe:
 def scan(
     lm: steer.LM,
     reading: Reading,
-    prefixes: Prefixes,
     bins: Bins,
     sites: Sequence[AnySite],
     period: int,
@@ -75,19 +72,21 @@ def scan(
             folds[held_out] = (rest, rest.behavior(period))
     known = torch.isin(contexts, torch.tensor(list(folds)))
     rows = _Probe(rows.case[known], rows.share[known])
-    found = []
-    for layer, site in enumerate(tqdm(sites, desc="blocks", unit="block", leave=False, delay=2)):
-        manifold, chord = _targets(reading, site, rows, folds, period)
-        both = torch.cat([manifold, chord])
-
-        def plan(at: Tensor, site: AnySite = site, both: Tensor = both) -> steer.Plan:
-            return [steer.Patch(site, both[at], scope=steer.LAST)]
-
-        outputs = last_token(
-            lm, prefixes, rows.case.repeat(2), plan, lambda logits, _: bins.probabilities(logits)
-        )
-        found.append(_score(str(site), layer, outputs, reading, rows, folds, period))
-    return found
+    if not len(rows.case):
+        return []
+    arms: list[steer.Plan] = []
+    for site in sites:
+        for targets in _targets(reading, site, rows, folds, period):
+            each = targets.reshape(-1, len(SHARES), targets.shape[-1])
+            arms += [[steer.Patch(site, t, scope=steer.LAST)] for t in each.unbind(1)]
+    prompts = [reading.rows[at] for at in rows.case[:: len(SHARES)].tolist()]
+    outputs = steer.sweep(lm, prompts, arms, lambda logits, _: bins.probabilities(logits)).values
+    # [site, way, share, case, bin]: each way case by case, share by share, as the rows are.
+    ways = outputs.unflatten(0, (len(sites), 2, len(SHARES))).transpose(2, 3)
+    return [
+        _score(str(site), layer, way.flatten(0, 2), reading, rows, folds, period)
+        for layer, (site, way) in enumerate(zip(sites, ways, strict=True))
+    ]
 
 
 def best_of(blocks: Sequence[Block]) -> Block:

@@ -3,6 +3,18 @@
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one part of the prompts costs; see `Cost`."""
+
+    dead: int
+    passes: int
+    token_blocks: int
+    minimum: int
+    base_token_blocks: int
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Cost:
     """Token-blocks: one token through one block. Exact, not an estimate; see `bytes` for memory.

@@ -23,7 +23,7 @@ from steer.engine.base import (
 )
 from steer.engine.batch import Batch, Measure, assembled, checked
 from steer.engine.climb import Climber
-from steer.engine.cost import Cost
+from steer.engine.cost import Cost, Tally
 from steer.engine.memory import Memory
 from steer.engine.plan import Chunk, Starts, chunks_of, even, parts_of
 from steer.engine.prefix import Prefix
@@ -81,7 +81,6 @@ class Stage:
     part: Part
     cells: Cells
     starts: Starts
-    minimum: int
     chunks: list[Chunk]
     base: Base | None
 
@@ -106,6 +105,7 @@ class Job:
         self._cells = [self._booked(part) for part in self._parts]
         self.book.require_fired()
         self._stages: dict[int, Stage] = {}
+        self._tallies: dict[int, Tally] = {}
         self._run: Run | None = None
 
     def _split(self) -> list[list[int]]:
@@ -159,10 +159,27 @@ class Job:
             return task.memory.most_rows(tokens, part.columns, self._wide(tokens), kept)
 
         chunks = chunks_of(starts, task.n_layers, most_rows)
-        stage = Stage(part, cells, starts, minimum, chunks, base)
+        stage = Stage(part, cells, starts, chunks, base)
+        self._tallies[at] = self._tally(stage, minimum, kept)
         if keep:
             self._stages[at] = stage
         return stage
+
+    def _tally(self, stage: Stage, minimum: int, kept: int) -> Tally:
+        task, part = self.task, stage.part
+        rows = (
+            len(chunk.cells) * task.memory.row(chunk.tokens, part.columns, self._wide(chunk.tokens))
+            for chunk in stage.chunks
+        )
+        idle = {chunk: 1 if task.one_token else chunk.tokens for chunk in stage.chunks}
+        return Tally(
+            int((stage.starts.tokens == 0).sum()),
+            len(stage.chunks),
+            sum(chunk.token_blocks(task.top, idle[chunk]) for chunk in stage.chunks),
+            minimum,
+            part.ids.numel() * task.top,
+            kept + max(rows, default=0),
+        )
 
     @property
     def base_token_blocks(self) -> int:
@@ -180,35 +197,23 @@ class Job:
 
     def cost(self) -> Cost:
         """Return what the sweep will run (the base pass of a sweep in one part is kept for it)."""
-        task = self.task
-        stages = [self.stage(at, keep=len(self._parts) == 1) for at in range(len(self._parts))]
-        chunks = [(stage, chunk) for stage in stages for chunk in stage.chunks]
-        memory, n_kept = task.memory, len(self._blocks()) + len(task.patches)
-        peak = max(
-            (
-                len(stage.part.rows)
-                * memory.kept(stage.part.columns, n_kept, self._wide(stage.part.columns))
-                + len(chunk.cells)
-                * memory.row(chunk.tokens, stage.part.columns, self._wide(chunk.tokens))
-                for stage, chunk in chunks
-            ),
-            default=0,
-        )
-        lengths = sum(len(row) for row in task.rows)
+        task, n_parts = self.task, len(self._parts)
+        for at in range(n_parts):
+            if at not in self._tallies:
+                self.stage(at, keep=n_parts == 1)
+        tallies = [self._tallies[at] for at in range(n_parts)]
+        tokens = sum(len(row) for row in task.rows)
         return Cost(
             arms=task.n_arms,
             prompts=len(task.rows),
-            dead=sum(int((stage.starts.tokens == 0).sum()) for stage in stages),
-            passes=len(chunks),
-            token_blocks=sum(
-                chunk.token_blocks(task.top, 1 if task.one_token else chunk.tokens)
-                for _, chunk in chunks
-            ),
-            minimum=sum(stage.minimum for stage in stages),
-            base_token_blocks=sum(s.part.ids.numel() for s in stages) * task.top,
-            loop_token_blocks=task.n_arms * lengths * task.top,
-            bytes=peak,
-            budget=memory.budget,
+            dead=sum(tally.dead for tally in tallies),
+            passes=sum(tally.passes for tally in tallies),
+            token_blocks=sum(tally.token_blocks for tally in tallies),
+            minimum=sum(tally.minimum for tally in tallies),
+            base_token_blocks=sum(tally.base_token_blocks for tally in tallies),
+            loop_token_blocks=task.n_arms * tokens * task.top,
+            bytes=max(tally.bytes for tally in tallies),
+            budget=task.memory.budget,
             note=task.whole,
         )
 

@@ -46,6 +46,7 @@ def law_a_sweep_equals_a_loop(setting: Setting) -> None:
         if run is not None:
             _same_counts(name, run.receipt, sweep.receipts[at])
     assert sweep.executed == sweep.cost().token_blocks, "the cost was not what ran"
+    assert not sweep.cost().note, f"no arm begins at its own start: {sweep.cost().note}"
     assert lm.registry.live == 0
 
 

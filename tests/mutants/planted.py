@@ -10,11 +10,15 @@ from torch import Tensor
 
 import steer
 import steer.attention
+import steer.engine.work
 import steer.registry
 from steer import Site, Step, scopes, serving, spec, tokens, wiring
 from steer import running as at_work
 from steer.bookkeeping import Pass
 from steer.context import Run
+from steer.engine import starts
+from steer.engine.climb import Climber
+from steer.engine.prefix import Prefix
 from steer.interventions import arithmetic, curved, gates, linear, patch, stacked
 from steer.interventions.arithmetic import coordinates, within
 from steer.models.layout import Layout, OneHead, Tap
@@ -411,4 +415,61 @@ def _neighbours_values() -> Iterator[None]:
         return original(self, member.roll(1, 0), rows)
 
     with _swapped(stacked.Stack, "rows", rows):
+        yield
+
+
+@planted("rows join with the states of another prompt")
+def _joins_another_prompt() -> Iterator[None]:
+    original = Climber.load
+
+    def load(self: Climber, chunk: Any, prompts: Tensor, states: Any, prefix: Any) -> None:
+        swapped = {block: h.flip(0) for block, h in states.items()}
+        original(self, chunk, prompts, swapped, prefix)
+
+    with _swapped(Climber, "load", load):
+        yield
+
+
+@planted("the prefix of another prompt")
+def _anothers_prefix() -> Iterator[None]:
+    original = Prefix.begin
+
+    def begin(self: Prefix, layer: int, prompts: Tensor) -> None:
+        original(self, layer, prompts.flip(0))
+
+    with _swapped(Prefix, "begin", begin):
+        yield
+
+
+@planted("arms begin one block late")
+def _one_block_late() -> Iterator[None]:
+    original = starts.block_of
+
+    def block_of(site: Any, n_layers: int) -> int:
+        return min(original(site, n_layers) + 1, n_layers)
+
+    work = steer.engine.work
+    with _swapped(starts, "block_of", block_of), _swapped(work, "block_of", block_of):
+        yield
+
+
+@planted("arms begin one token late")
+def _one_token_late() -> Iterator[None]:
+    original = steer.engine.work.starts_of
+
+    def starts_of(*given: Any) -> Any:
+        found = original(*given)
+        return replace(found, tokens=torch.where(found.tokens > 1, found.tokens - 1, found.tokens))
+
+    with _swapped(steer.engine.work, "starts_of", starts_of):
+        yield
+
+
+@planted("every patch is taken for dead")
+def _all_dead() -> Iterator[None]:
+    def same(after: Tensor, before: Tensor) -> Tensor:
+        del before
+        return torch.zeros(len(after), dtype=torch.bool)
+
+    with _swapped(starts, "_beyond_rounding", same):
         yield

@@ -30,6 +30,7 @@ from tests.laws.sites import (
     law_one_head_is_its_slice,
     law_the_pattern_is_the_eager_one,
 )
+from tests.laws.sweeps import law_a_sweep_equals_a_loop
 from tests.laws.tokens import (
     law_scopes_mean_positions,
     law_scopes_mean_positions_while_generating,
@@ -84,6 +85,11 @@ KILLERS: Mapping[str, Sequence[Law]] = {
     "the next head is written": [law_one_head_is_its_slice],
     "strengths looked up by place": [law_a_batch_equals_its_rows],
     "captured before the edits": [law_one_head_is_its_slice],
+    "rows join with the states of another prompt": [law_a_sweep_equals_a_loop],
+    "the prefix of another prompt": [law_a_sweep_equals_a_loop],
+    "arms begin one block late": [law_a_sweep_equals_a_loop],
+    "arms begin one token late": [law_a_sweep_equals_a_loop],
+    "every patch is taken for dead": [law_a_sweep_equals_a_loop],
 }
 """Planted bug -> the laws of the battery that each must fail under it."""
 

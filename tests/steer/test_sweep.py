@@ -80,6 +80,24 @@ def test_a_small_budget_means_more_passes_and_the_same_numbers(any_lm: LM):
         assert torch.equal(a[0].seen, b[0].seen)
 
 
+def test_prompts_in_parts_run_once_each(lm: LM):
+    arms = adds(lm, 1.0, 2.0, scope=steer.at(1))
+    prompts = [[5 + k, 6, 7, 8] for k in range(12)]
+    large = steer.sweep(lm, prompts, arms, whole)
+    small = steer.sweep(lm, prompts, arms, whole, budget=100_000)
+    rows: list[int] = []
+    handle = lm.model.model.layers[0].register_forward_pre_hook(
+        lambda _m, a: rows.append(len(a[0]))
+    )
+    found = small.values
+    n_parts = len(rows) - small.cost().passes
+    handle.remove()
+    assert n_parts > 1
+    assert len(rows) == n_parts + small.cost().passes, "the cost of a sweep that ran is known"
+    torch.testing.assert_close(found, large.values, rtol=0, atol=2e-5)
+    assert small.base_executed == small.cost().base_token_blocks == 12 * 4 * lm.n_layers
+
+
 def test_a_budget_that_holds_no_row_says_what_would_do(lm: LM):
     with pytest.raises(steer.PlanError, match=r"not one row.*budget=(\d+)") as said:
         steer.sweep(lm, PROMPTS, adds(lm, 1.0), top, budget=10_000)

@@ -142,11 +142,13 @@ def test_the_heat_map_counts_concepts_from_the_start_and_puts_other_last(steps):
 
 
 def test_the_geometric_mixture_is_the_normalised_weighted_product_of_the_ends():
-    logits = torch.randn(N_POINTS, 9, generator=torch.Generator().manual_seed(0))
-    p, q = logits[0].softmax(-1), logits[-1].softmax(-1)
+    first, last = torch.randn(2, 1, 9, generator=torch.Generator().manual_seed(0))
+    p, q = first[0].softmax(-1), last[0].softmax(-1)
     t = 1 / (N_POINTS - 1)
     product = p ** (1 - t) * q**t
-    torch.testing.assert_close(geometric_mixtures(logits)[1].softmax(-1), product / product.sum())
+    each = Bins(tuple(torch.tensor([token]) for token in range(9)))
+    found = geometric_mixtures(first, last, each)
+    torch.testing.assert_close(found[0, 1, :9], product / product.sum())
 
 
 def test_the_mixture_gap_of_a_path_that_is_its_own_mixture_is_zero(steps):
@@ -155,7 +157,7 @@ def test_the_mixture_gap_of_a_path_that_is_its_own_mixture_is_zero(steps):
     t = torch.linspace(0, 1, N_POINTS)[:, None]
     straight = (1 - t) * ends[0] + t * ends[1]
     outputs = bins.probabilities(straight)[None]
-    mixture = bins.probabilities(geometric_mixtures(straight))[None]
+    mixture = geometric_mixtures(ends[:1], ends[1:], bins)
     # Square roots of probabilities a few 1e-7 apart.
     assert float(mixture_gap(Walk(steps, outputs, mixture))) < 1e-4
 

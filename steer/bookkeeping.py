@@ -147,8 +147,12 @@ class Pass:
 
 
 def _selected(tokens: Tokens, scope: Scope, rows: Tensor | None) -> Tensor:
-    mask = scope.select(tokens.asked_of(rows))
-    return mask if rows is None else mask & tokens.of(rows)[:, None]
+    if rows is None:
+        return scope.select(tokens)
+    mine = tokens.of(rows)
+    if not bool(mine.any()):  # most arms of a sweep have no row in a pass
+        return torch.zeros_like(tokens.mask)
+    return scope.select(tokens.asked_of(rows)) & mine[:, None]
 
 
 def _rows(values: Tensor, n: int) -> Tensor:

@@ -26,7 +26,7 @@ from benchmarks.task import Options
 from steer.interventions.plans import Plan
 
 CONTROLS = ("bare_over_bare",)
-N_ROWS, N_TOKENS = 64, 32
+N_ROWS, N_TOKENS = 64, 8
 KINDS = 4
 """Add, Ablate, MoveAlong, When, in turn."""
 

@@ -283,8 +283,12 @@ class Job:
         batch = self._batch(stage, cells)
         assert stage.base is not None
         assert stage.base.read is not None
-        prompts = stage.cells.prompts[cells].to(stage.base.read.device)
-        return checked(measure(self._single(stage, stage.base.read[prompts]), batch), batch)
+        read = stage.base.read
+        if len(read) == 1:  # a view: logits of many dead cells are a lot to copy
+            values = read.expand(len(cells), *read.shape[1:])
+        else:
+            values = read[stage.cells.prompts[cells].to(read.device)]
+        return checked(measure(self._single(stage, values), batch), batch)
 
     def _batch(self, stage: Stage, cells: Tensor) -> Batch:
         tokens = stage.cells.now.tokens

@@ -59,7 +59,7 @@ def _speed_task(
 _declare = partial(task, paper=PAPER)
 
 
-@_declare(cost="smollm2-135m: about 9 min on 2 cores")
+@_declare(cost="smollm2-135m: about 8 min on 2 cores")
 def speed_idle() -> Task:
     """No plan: nothing should be there to cost anything."""
     return _speed_task(
@@ -90,7 +90,7 @@ def speed_capture() -> Task:
     )
 
 
-@_declare(cost="smollm2-135m: about 15 min on 2 cores")
+@_declare(cost="smollm2-135m: about 5 min on 2 cores")
 def speed_rows() -> Task:
     """A plan of its own for each of 64 rows."""
     return _speed_task(
@@ -100,7 +100,7 @@ def speed_rows() -> Task:
     )
 
 
-@_declare(cost="smollm2-135m: about 20 min on 2 cores")
+@_declare(cost="smollm2-135m: about 15 min on 2 cores")
 def speed_path() -> Task:
     """Points of a path, written at the last token of many prompts."""
     return _speed_task(
@@ -110,7 +110,7 @@ def speed_path() -> Task:
     )
 
 
-@_declare(cost="smollm2-135m: about 10 min on 2 cores")
+@_declare(cost="smollm2-135m: about 20 min on 2 cores")
 def speed_heatmap() -> Task:
     """Patching the stream: blocks by positions."""
     return _speed_task(
@@ -120,7 +120,7 @@ def speed_heatmap() -> Task:
     )
 
 
-@_declare(cost="smollm2-135m: about 8 min on 2 cores")
+@_declare(cost="smollm2-135m: about 11 min on 2 cores")
 def speed_heads() -> Task:
     """Patching head outputs: blocks by heads."""
     return _speed_task(

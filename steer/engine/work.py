@@ -33,7 +33,7 @@ from steer.interventions.patch import Patch
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
 from steer.running import Work
-from steer.scopes import Scope
+from steer.scopes import LAST, Scope
 from steer.sites import AnySite, Site
 from steer.wiring import Wiring
 
@@ -123,7 +123,7 @@ class Job:
         # Logits of a row: one column for one token in scope; at most all of them.
         if self.task.read != Site.logits():
             return 0
-        return 1 if repr(self.task.scope) == "LAST" else tokens
+        return 1 if self.task.scope == LAST else tokens
 
     def _booked(self, part: Part) -> Cells:
         rows = [self.task.rows[at] for at in part.rows.tolist()]

@@ -45,6 +45,8 @@ class Sequences:
     """[row] bool: rows whose end token has been fed."""
     arms: Tensor | None = None
     """[row]: which arm of a sweep each row is; None outside sweeps."""
+    places: Tensor | None = None
+    """[row, 1]: positions, where each row of a sweep's pass is one token of its prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

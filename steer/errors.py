@@ -36,6 +36,10 @@ class PlanError(SteerError):
     """A plan that is malformed: a lone value where rows are due, a gate that reads too late."""
 
 
+class BeliefError(SteerError):
+    """A belief that cannot be fitted on such data, or asked beyond what it knows."""
+
+
 class NeverFired(SteerError):
     """An intervention that saw no token in scope: steering silently not applied."""
 

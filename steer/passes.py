@@ -81,7 +81,7 @@ def _within(
     counted = length() if callable(length) else None
     # A static cache counts on the device; asking it would wait for the device at every token.
     start = 0 if past is None else counted if isinstance(counted, int) else s.column
-    positions = prompt.positions(start, n_columns)
+    positions = prompt.positions(start, n_columns) if s.places is None else s.places
     end = start + n_columns
     fresh = None
     if start < s.seen:

@@ -211,6 +211,7 @@ def _task(lm: LM, prompts: Prompts, named: Mapping[str, Plan], budget: int | Non
         proof.why_not,
         proof.narrowed,
         proof.one_token,
+        proof.packs,
     )
 
 

@@ -1,7 +1,9 @@
 """How a sweep's time grows with arms, tokens and the block of the edit, against what it should be.
 
-The prediction has no free parameter: token-blocks as `cost()` states them, times the time of a
-token-block in a plain pass of the bare model. A token-block is one token through one block.
+The prediction has no free parameter: the tokens that each block runs on, times the time of a
+token-block in a plain pass of the bare model with as many tokens. A token-block is one token
+through one block; in a small batch it takes longer than in a large one, for the sweep and for the
+bare model alike, so the rate is measured at several sizes and interpolated between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ from benchmarks.task import Options
 CONTROLS = ("bare_over_bare",)
 ARMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKENS = (16, 32, 64, 128, 256, 512)
+SIZES = ((1, 1), (1, 4), (1, 16), (2, 16), (4, 16), (4, 32), (8, 32), (16, 32), (32, 32), (128, 32))
+"""(rows, tokens) of the plain passes at which the time of a block is measured."""
 N_ROUNDS = 3
 """Times that each point is measured."""
 
@@ -53,10 +57,18 @@ class Curve:
 class Rates:
     """Seconds of the bare model's work."""
 
-    token_block: float
-    """Of one token through one block; norms, embeddings and one row of logits are spread over."""
+    tokens: NDArray[np.float64]
+    """[size]: tokens of a plain pass."""
+    block: NDArray[np.float64]
+    """[size]: of one block on so many tokens; norms, embeddings and logits are spread over."""
     logits: float
     """Of one row of logits."""
+
+    def of(self, tokens: float) -> float:
+        """Return the seconds of one block on so many tokens: linear between the sizes measured."""
+        if tokens > self.tokens[-1]:
+            return float(self.block[-1] * tokens / self.tokens[-1])
+        return float(np.interp(tokens, self.tokens, self.block))
 
 
 @torch.no_grad()
@@ -78,7 +90,7 @@ def measure_scaling(lm: steer.LM, options: Options) -> Outcome:
         seconds = _timed(lm, curve, options)
         costs = [_sweep(lm, point).cost() for point in curve.points]
         blocks = np.array([cost.token_blocks + cost.base_token_blocks for cost in costs], float)
-        predicted = blocks * rates.token_block
+        predicted = np.array([_predicted(lm, point, rates) for point in curve.points])
         arms = np.array([point.arms for point in curve.points], float)
         numbers[f"slope_{name}"] = _slope_ratio(curve.x, seconds, predicted, options.seed)
         walls.append(seconds)
@@ -100,7 +112,7 @@ def measure_scaling(lm: steer.LM, options: Options) -> Outcome:
     return Outcome(
         numbers,
         {"bare_over_bare": control.ratio(seed=options.seed)},
-        {**tables, "memory": memory, "rates": {"token_block": rates.token_block}},
+        {**tables, "memory": memory, "rates": _table(rates)},
         {"rounds": _rounds(options), "arm": "one Add at half of the tokens of one prompt"},
     )
 
@@ -122,6 +134,22 @@ def _sweep(lm: steer.LM, point: Point) -> steer.Sweep:
     vectors = directions(lm, point.arms, length=10.0, seed=6)
     arms = [[steer.Add(site, vector, scope=scope)] for vector in vectors]
     return steer.sweep(lm, rows, arms, lambda logits, _: logits[:, 0], scope=steer.LAST)
+
+
+def _predicted(lm: steer.LM, point: Point, rates: Rates) -> float:
+    """Return the seconds of the prompt once, then of the arms in the blocks above their edit."""
+    above = lm.n_layers - 1 - point.layer
+    suffix = point.tokens - point.tokens // 2
+    below = (point.layer + 1) * rates.of(1)
+    return lm.n_layers * rates.of(point.tokens) + below + above * rates.of(point.arms * suffix)
+
+
+def _table(rates: Rates) -> dict[str, Json]:
+    return {
+        "tokens": rates.tokens.tolist(),
+        "seconds_of_a_block": rates.block.tolist(),
+        "seconds_of_a_row_of_logits": rates.logits,
+    }
 
 
 def _timed(lm: steer.LM, curve: Curve, options: Options) -> Seconds:
@@ -153,8 +181,21 @@ def _rates(
     timings = time_pairs(pairs, settle=settle_of(lm.device))
     with_all, without = timings["logits"].top, timings["logits"].bottom
     per_row = max(float(np.median(with_all - without)), 0.0) / (ids.numel() - len(ids))
-    per_block = float(np.median(without)) / (ids.numel() * lm.n_layers)
-    return Rates(per_block, per_row), timings["bare_over_bare"]
+    plain = [_plain(lm, twin, rows, tokens) for rows, tokens in SIZES]
+    seconds = time_rounds(plain, 3 * _rounds(options), settle=settle_of(lm.device))
+    sizes = np.array([rows * tokens for rows, tokens in SIZES], float)
+    return Rates(sizes, np.median(seconds, axis=0) / lm.n_layers, per_row), timings[
+        "bare_over_bare"
+    ]
+
+
+def _plain(lm: steer.LM, twin: PreTrainedModel, rows: int, tokens: int) -> Callable[[], object]:
+    ids = token_batch(lm, rows, tokens, seed=0)
+
+    def run() -> object:
+        return twin(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    return run
 
 
 def _slope_ratio(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steer.bookkeeping import Pass
+from steer.engine.packed import Packed
 from steer.engine.plan import Chunk
 from steer.engine.prefix import Prefix
 from steer.module_io import first_tensor
@@ -41,14 +42,14 @@ class Climber:
         self._chunk: Chunk | None = None
         self._prompts = torch.zeros(0, dtype=torch.long)
         self._states: Mapping[int, Tensor] = {}
-        self._prefix: Prefix | None = None
+        self._prefix: Prefix | Packed | None = None
 
     def load(
         self,
         chunk: Chunk,
         prompts: Tensor,
         states: Mapping[int, Tensor],
-        prefix: Prefix | None,
+        prefix: Prefix | Packed | None,
     ) -> None:
         """Take the next pass.
 
@@ -97,10 +98,16 @@ class Climber:
             return h, now
         before, after = self._chunk.begun[layer], self._chunk.begun[layer + 1]
         if after > before:
-            states = self._states[layer + 1][:, -self._chunk.tokens :]
-            new = states.index_select(0, self._prompts[before:after].to(states.device))
+            new = self._joining(self._states[layer + 1], slice(before, after))
             h = torch.cat([h[:before], new.to(h.device)]) if before else new.to(h.device)
         return h, now.first(after)
+
+    def _joining(self, states: Tensor, rows: slice) -> Tensor:
+        assert self._chunk is not None
+        prompts, back = self._prompts[rows].to(states.device), self._chunk.back
+        if back is None:
+            return states[:, -self._chunk.tokens :].index_select(0, prompts)
+        return states[prompts, -1 - back[rows].to(states.device)][:, None]
 
     def _idle(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str, h: Tensor

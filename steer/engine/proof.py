@@ -30,6 +30,8 @@ class Proof:
     """Which arguments of a block hold one entry per row."""
     one_token: bool = True
     """Below the first start one token may run, not one row."""
+    packs: bool = False
+    """Rows may be single tokens that are given their own past."""
 
 
 _PROOFS: "WeakKeyDictionary[HookRegistry, Proof]" = WeakKeyDictionary()
@@ -66,15 +68,35 @@ def _tried(registry: HookRegistry) -> Proof:
         except REFUSALS as error:
             why = _failed(error)
             continue
-        gap = float((mine - whole).abs().max() / whole.abs().max())
-        dtype = next(registry.model.parameters()).dtype
-        if gap <= (FULL_PRECISION if dtype.itemsize >= 4 else HALF_PRECISION):
-            return Proof("", frozenset(job.climber.found), one_token)
+        gap = _gap(mine, whole)
+        if gap <= _allowed(task):
+            found = Proof("", frozenset(job.climber.found), one_token)
+            return replace(found, packs=_packs(task, found, whole))
         why = (
             "Whole passes: started in the middle, this model differs from whole passes by "
             f"{gap:.2g} of its largest logit, so its blocks share something besides the stream."
         )
     return Proof(why)
+
+
+def _packs(task: Task, found: Proof, whole: torch.Tensor) -> bool:
+    job = Job(replace(task, narrowed=found.narrowed, one_token=found.one_token, packs=True))
+    try:
+        mine = _logits(job)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS:
+        return False
+    return _gap(mine, whole) <= _allowed(task)
+
+
+def _gap(mine: torch.Tensor, whole: torch.Tensor) -> float:
+    return float((mine - whole).abs().max() / whole.abs().max())
+
+
+def _allowed(task: Task) -> float:
+    dtype = next(task.registry.model.parameters()).dtype
+    return FULL_PRECISION if dtype.itemsize >= 4 else HALF_PRECISION
 
 
 REFUSALS = (
@@ -125,6 +147,7 @@ def _trial(registry: HookRegistry) -> Task:
         Site(layout.n_layers - 1, "resid_post"),
     ]
     arms = [[Add(site, direction, Relative(0.5), scope=at(-3))] for site in sites]
+    arms.append([Add(sites[1], direction, Relative(0.5), scope=at(-2))])
     memory = Memory(layout, 4, 1 << 40)
     return Task(
         registry,

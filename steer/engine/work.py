@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steer.bookkeeping import Pass, Sequences
+from steer.bookkeeping import Pass
 from steer.capture import takes_columns
 from steer.context import Run
 from steer.engine.base import (
@@ -17,16 +17,16 @@ from steer.engine.base import (
     call,
     in_scope,
     names_of,
-    prompt_of,
     run_base,
     stop_after,
 )
 from steer.engine.batch import Batch, Measure, assembled, checked
 from steer.engine.climb import Climber
 from steer.engine.cost import Cost, Tally
+from steer.engine.inputs import inputs_of, whole_cells
 from steer.engine.memory import Memory
+from steer.engine.packed import packable
 from steer.engine.plan import Chunk, Starts, chunks_of, even, parts_of
-from steer.engine.prefix import Prefix
 from steer.engine.starts import Cells, block_of, cells_of, starts_of, within_block
 from steer.errors import PlanError
 from steer.interventions.patch import Patch
@@ -56,6 +56,8 @@ class Task:
     """Which arguments of a block hold one entry per row; None where that is to be found out."""
     one_token: bool = True
     """Below the first start one token runs, not one row."""
+    packs: bool = False
+    """Rows may be single tokens (see `packed`)."""
 
     @property
     def n_layers(self) -> int:
@@ -158,7 +160,8 @@ class Job:
         def most_rows(tokens: int) -> int:
             return task.memory.most_rows(tokens, part.columns, self._wide(tokens), kept)
 
-        chunks = chunks_of(starts, task.n_layers, most_rows)
+        pack = task.packs and not task.whole and packable(task.wiring, task.read, part.columns)
+        chunks = chunks_of(starts, task.n_layers, most_rows, pack=pack)
         stage = Stage(part, cells, starts, chunks, base)
         self._tallies[at] = self._tally(stage, minimum, kept)
         if keep:
@@ -254,8 +257,8 @@ class Job:
         try:
             for chunk in tqdm(stage.chunks, desc="sweep", delay=2, leave=False):
                 logits = self._climbed(stage, chunk)
-                batch = self._batch(stage, chunk.cells)
-                found.append((chunk.cells, checked(measure(logits, batch), batch)))
+                batch = self._batch(stage, chunk.distinct)
+                found.append((chunk.distinct, checked(measure(logits, batch), batch)))
         finally:
             self._run.stop()
         dead = (stage.starts.tokens == 0).nonzero()[:, 0]
@@ -313,58 +316,20 @@ class Job:
         return values[:, 0] if self._one_each(stage) else values
 
     def _climbed(self, stage: Stage, chunk: Chunk) -> Tensor:
-        """Run one chunk and return what is measured, [row, ...] or [row, n, ...]."""
-        task, part, base = self.task, stage.part, stage.base
+        """Run one chunk and return what is measured, [cell, ...] or [cell, n, ...]."""
+        task, base = self.task, stage.base
         assert base is not None
-        prompts = stage.cells.prompts[chunk.cells]
-        before = part.columns - chunk.tokens
-        prefix = None
-        if base.cache is not None and bool(part.mask[prompts, :before].any()):
-            prefix = Prefix(base.cache, before)
-        seen = chunk.tokens if prefix is None else part.columns
-        self.climber.load(chunk, prompts, base.states, prefix)
-        arms = stage.cells.now.tokens.arms
-        assert arms is not None
-        sequences = Sequences(
-            prompt_of(part, prompts, seen),
-            part.rows[prompts],
-            len(task.rows),
-            arms=arms[chunk.cells],
-        )
         names = names_of(task.registry)
-        arguments = part.arguments(prompts, chunk.tokens, seen, names)
-        arguments |= {
-            "use_cache": prefix is not None,
-            "past_key_values": None if prefix is None else prefix.cache(),
-        }
-        assert base.scope is not None
-        wanted = base.scope[prompts][:, -chunk.tokens :]
+        given = inputs_of(chunk, stage.cells, base, len(task.rows), names)
+        self.climber.load(chunk, given.prompts, base.states, given.prefix)
         if takes_columns(task.registry.model):
             logits = task.read == Site.logits()
-            arguments["logits_to_keep"] = wanted.any(0).nonzero()[:, 0] if logits else 1
-        with task.registry.sequences(sequences):
-            call(task.registry, arguments)
+            given.arguments["logits_to_keep"] = given.wanted.nonzero()[:, 0] if logits else 1
+        with task.registry.sequences(given.sequences):
+            call(task.registry, given.arguments)
         assert self._taken is not None
         taken, self._taken = self._taken, None
-        return self._whole_scope(stage, prompts, taken)
-
-    def _whole_scope(self, stage: Stage, prompts: Tensor, taken: Tensor) -> Tensor:
-        # Tokens in scope before the arm's start have the values of the prompts as they are.
-        own = in_scope(taken, self._taken_at)
-        if self._one_each(stage):
-            return own[:, 0]
-        assert stage.base is not None
-        assert stage.base.scope is not None
-        assert stage.base.read is not None
-        n_scope = stage.base.scope[prompts].sum(1)
-        n_own = self._taken_at.sum(1)
-        row, at = (torch.arange(own.shape[1]) < n_own[:, None]).nonzero(as_tuple=True)
-        place = (n_scope - n_own)[row] + at
-        values = stage.base.read[prompts.to(stage.base.read.device)]
-        device = values.device
-        return values.index_put(
-            (row.to(device), place.to(device)), own[row.to(own.device), at.to(own.device)]
-        )
+        return self._single(stage, whole_cells(chunk, stage.cells, base, taken, self._taken_at))
 
     def receipts(self) -> list[Receipt]:
         """Return what was done, arm by arm, counted over whole prompts."""

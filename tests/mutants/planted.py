@@ -16,7 +16,7 @@ from steer import Site, Step, scopes, serving, spec, tokens, wiring
 from steer import running as at_work
 from steer.bookkeeping import Pass
 from steer.context import Run
-from steer.engine import starts
+from steer.engine import inputs, starts
 from steer.engine.climb import Climber
 from steer.engine.prefix import Prefix
 from steer.interventions import arithmetic, curved, gates, linear, patch, stacked
@@ -472,4 +472,17 @@ def _all_dead() -> Iterator[None]:
         return torch.zeros(len(after), dtype=torch.bool)
 
     with _swapped(starts, "_beyond_rounding", same):
+        yield
+
+
+@planted("packed tokens do not see the token before them")
+def _blind_to_the_one_before() -> Iterator[None]:
+    original = inputs.sight_of
+
+    def sight_of(*given: Any) -> Any:
+        found = original(*given)
+        before = torch.arange(found.real.shape[1]) == found.real.shape[1] - 2
+        return replace(found, real=found.real & ~before)
+
+    with _swapped(inputs, "sight_of", sight_of):
         yield

@@ -12,6 +12,7 @@ did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` the
 `load_artifact` keep any of these values.
 """
 
+from steer import belief as belief
 from steer.activations import Activations as Activations
 from steer.artifacts import load_artifact as load_artifact
 from steer.artifacts import save as save
@@ -22,6 +23,7 @@ from steer.compiled import Compiled as Compiled
 from steer.compiled import compiled as compiled
 from steer.engine import Batch as Batch
 from steer.engine import Cost as Cost
+from steer.errors import BeliefError as BeliefError
 from steer.errors import ModelNotFound as ModelNotFound
 from steer.errors import NeverFired as NeverFired
 from steer.errors import PlanError as PlanError

@@ -6,6 +6,7 @@ Pure: takes an intervention, a tap, a layout. `steer.wiring` asks; nothing is wi
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from steer.errors import PlanError, SpecError, SteerError, WidthMismatch
+from steer.interventions.believed import Control, Forecast, comes_too_late
 from steer.interventions.gates import Monitor, Read, When
 from steer.interventions.recipe import Recipe, walk, widths_of
 from steer.models.layout import Layout, Tap
@@ -51,7 +52,7 @@ def refuse_read_only(item: Intervention, tap: Tap) -> None:
     Raises:
         PlanError: with the layout's reason.
     """
-    if tap.read_only is not None and not isinstance(item, Monitor):
+    if tap.read_only is not None and not isinstance(item, Monitor | Forecast):
         raise PlanError(
             f"{item.site} can be read but not written: {tap.read_only}. An edit there would "
             "silently do nothing. Edit an earlier site."
@@ -64,9 +65,16 @@ def reads_of(item: Intervention) -> list[tuple[Read, str]]:
     return [pair for part in parts for pair in part.reads()]
 
 
+def outcomes_of(item: Intervention) -> list[Read]:
+    """Return what an intervention and all that it wraps record of the output."""
+    parts = [part for part in walk(item) if isinstance(part, Control | Forecast)]
+    return [part.outcome for part in parts if part.outcome is not None]
+
+
 def sites_of(item: Intervention) -> list[AnySite]:
     """Return where an intervention acts, then where it reads."""
-    return [item.site, *(read.site for read, _ in reads_of(item))]
+    reads = [*(read for read, _ in reads_of(item)), *outcomes_of(item)]
+    return [item.site, *(read.site for read in reads)]
 
 
 def check_widths(item: Intervention, layout: Layout) -> None:
@@ -132,6 +140,12 @@ def check_order(item: Intervention) -> None:
         PlanError: names both sites.
     """
     for part in walk(item):
+        if isinstance(part, Control | Forecast) and comes_too_late(part):
+            raise PlanError(
+                f"The evidence is read at {part.evidence.site}, which a pass computes after "
+                f"{part.site}, where the strength is needed. Read at the same site or an earlier "
+                "one, or act on GENERATED tokens only."
+            )
         if not isinstance(part, When):
             continue
         read, acts = part.read.site, part.inner.site

@@ -67,6 +67,28 @@ class Intervention(Protocol):
         ...
 
 
+@runtime_checkable
+class Law(Protocol):
+    """A fitted belief: predicts log-odds (in nats) from evidence and the strength of steering."""
+
+    @property
+    def intervention(self) -> str | None:
+        """Digest of the steering that it was fitted on; None where it does not say."""
+        ...
+
+    def log_odds(self, evidence: Any, strength: Any = 0.0) -> Tensor:
+        """Return the log-odds, elementwise."""
+        ...
+
+    def attainable(self, evidence: Any) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest log-odds that valid strengths reach, elementwise."""
+        ...
+
+    def strength_for(self, target: Any, evidence: Any, *, extrapolate: bool = False) -> Tensor:
+        """Return the strength that brings the log-odds to a target, elementwise."""
+        ...
+
+
 class Tokenizer(Protocol):
     """What is used of a HuggingFace tokenizer."""
 

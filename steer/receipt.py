@@ -31,6 +31,13 @@ class Line:
     scores: tuple[Tensor, Tensor, Tensor] | None = None
     """For a Monitor: (row, position, score) of each token in scope, in the order seen."""
 
+    predicted: Tensor | None = None
+    """Log-odds that a belief predicts for each row; None without one, NaN where not known."""
+    realised: Tensor | None = None
+    """Log-odds that were read at the output; NaN where no outcome was asked for."""
+    dose: Tensor | None = None
+    """Strength of the steering that the prediction is for; 0 where the target was refused."""
+
     @property
     def fired(self) -> bool:
         """Whether it saw at least one token in scope."""
@@ -49,7 +56,15 @@ class Line:
             done += f", by {size:.3g} of their norm on average"
         if self.gate_open is not None:
             done += f", gate open in {int((self.gate_open > 0).sum())} rows"
+        for name, values in (("predicted", self.predicted), ("realised", self.realised)):
+            if values is not None and bool(values.isfinite().any()):
+                done += f", {name} log-odds {_values(values)}"
         return f"{done}."
+
+
+def _values(values: Tensor) -> str:
+    shown = ", ".join(f"{value:.2f}" for value in values[:4].tolist())
+    return f"{shown}, ... ({len(values)} rows)" if len(values) > 4 else shown
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

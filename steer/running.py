@@ -5,23 +5,22 @@ No hook here: `steer.registry` calls `begin` before block 0 and `apply` at each 
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from steer.bookkeeping import Pass, Selection
+from steer.counts import Counts, Scores
 from steer.errors import NeverFired, PlanError
+from steer.interventions.believed import Believed, Control, Count
 from steer.interventions.gates import Read, Running, running
 from steer.interventions.stacked import Stack
-from steer.receipt import Line, Receipt
+from steer.receipt import Receipt
 from steer.step import Step
 from steer.tokens import Tokens
 from steer.wiring import Edit, Key, Op, Reading, Wiring
-
-Scores = list[tuple[Tensor, Tensor, Tensor]]
-"""(row, position, score) of the tokens that a Monitor saw."""
 
 
 class Work:
@@ -31,8 +30,7 @@ class Work:
         """Start with empty counts."""
         self.wiring = wiring
         self.n_passes = 0
-        self.seen = torch.zeros(len(set(wiring.arms)) or 1, 0)
-        self.tables: dict[tuple[str, torch.device], Tensor] = {}
+        self.counts = Counts(wiring)
         self.scores: dict[int, Scores] = {}
         self.lock = threading.Lock()
 
@@ -55,6 +53,8 @@ class Work:
                 for gate in op.gates:
                     if gate.latch == "prompt":
                         self._check_latch(gate.read, chosen, op, now)
+                if op.believed is not None:
+                    self._check_evidence(op.believed, chosen, op, now)
             else:
                 now.select(op.read.scope, op.rows)
         with self.lock:
@@ -92,22 +92,29 @@ class Work:
                 "at LAST, or declare the prompt with run.prompt(lengths)."
             )
 
+    def _check_evidence(self, item: Believed, chosen: Selection, op: Edit, now: Pass) -> None:
+        if isinstance(item.evidence, Read) and isinstance(item, Control):
+            self._check_latch(item.evidence, chosen, op, now)
+        prompt = now.tokens.prompt
+        if isinstance(item.evidence, Count) and (prompt is None or prompt.ids is None):
+            raise PlanError(
+                f"{item!r} counts evidence among the tokens of each row's prompt, and this pass "
+                "does not say them (it was given embeddings, or a cache filled elsewhere). Give "
+                "the counts as numbers: evidence=torch.tensor([...]), one for each row."
+            )
+
     def _count_tokens(self, now: Pass, ops: tuple[Op, ...]) -> None:
         tokens, n_rows = now.tokens, now.sequences.n_rows
         self.n_passes += 1
-        n_arms = 1 + max(self.wiring.arms, default=0)
-        n_arms = max(n_arms, 1 if tokens.arms is None else 1 + int(tokens.arms.max()))
-        self.seen = _grown(self.seen, n_arms, n_rows)
-        eligible = self._table("eligible", torch.device("cpu"))
         fresh = tokens.mask if tokens.fresh is None else tokens.mask & tokens.fresh
         arms = torch.zeros_like(tokens.rows) if tokens.arms is None else tokens.arms
-        self.seen.index_put_((arms, tokens.rows), fresh.sum(1).float(), accumulate=True)
+        self.counts.see(arms, tokens.rows, fresh.sum(1), n_rows)
         for op in (op for op in ops if isinstance(op, Edit)):
             chosen = now.chosen(op).mask
             if tokens.fresh is not None:
                 chosen = chosen & tokens.fresh
-            line = _line_of(op, tokens)
-            eligible.index_put_((line, tokens.rows), chosen.sum(1).float(), accumulate=True)
+            place = (_line_of(op, tokens), tokens.rows)
+            self.counts.add("eligible", place, chosen.sum(1).float())
 
     def count(self, now: Pass) -> None:
         """Count tokens that need not run, as nothing changes there, as if they had passed."""
@@ -115,13 +122,6 @@ class Work:
             ops = tuple(op for found in self.wiring.ops.values() for op in found)
             self._count_tokens(now, ops)
             self.n_passes -= 1
-
-    def _table(self, name: str, device: torch.device, fill: float = 0.0) -> Tensor:
-        """Return [line, row] of one count on a device, large enough for every row seen so far."""
-        n_lines, n_rows = len(self.wiring.items), self.seen.shape[1]
-        held = self.tables.get((name, device), torch.zeros(0, 0, device=device))
-        self.tables[name, device] = _grown(held, n_lines, n_rows, fill)
-        return self.tables[name, device]
 
     def apply(self, op: Op, h: Tensor, now: Pass) -> Tensor:
         """Return h after one operation."""
@@ -140,6 +140,8 @@ class Work:
             self._record(op, op.monitor, chosen, step, now.tokens)
         if op.gates:
             self._note(op, op.gates[0].read, op.gates[0].latch, step, now.tokens)
+        if op.believed is not None:
+            step = self._foretell(op, op.believed, step, now.tokens)
         line = _line_of(op, now.tokens).to(h.device)
         rows = step.rows
         if op.stack is not None:
@@ -179,7 +181,7 @@ class Work:
                     in_scope = is_open & now.chosen(op).on(before.device)[0]
                 if now.tokens.fresh is not None:
                     in_scope = in_scope & self._fresh(step, place[1], now)
-                self._add("gate", place, in_scope.float().sum(1))
+                self.counts.add("gate", place, in_scope.float().sum(1))
             if after is before:
                 return
             old = before.float().flatten(2).norm(dim=-1)
@@ -188,11 +190,8 @@ class Work:
             if now.tokens.fresh is not None:
                 edited = edited & self._fresh(step, place[1], now)
             ratio = torch.where(edited, moved / old.clamp(min=1e-30), 0.0)
-            self._add("edited", place, edited.float().sum(1))
-            self._add("size", place, ratio.sum(1))
-
-    def _add(self, name: str, place: tuple[Tensor, Tensor], values: Tensor) -> None:
-        self._table(name, values.device).index_put_(place, values, accumulate=True)
+            self.counts.add("edited", place, edited.float().sum(1))
+            self.counts.add("size", place, ratio.sum(1))
 
     @staticmethod
     def _fresh(step: Step, rows: Tensor, now: Pass) -> Tensor:
@@ -225,6 +224,13 @@ class Work:
         now.reads[read, "raw"] = scores
         if op.latched:
             now.reads[read, "prompt"] = self._latch(read, values, now)
+        for line, rows in op.notes:
+            here = now.select(read.scope, op.rows).mask.any(1)
+            here = here if rows is None else here & tokens.of(rows)
+            latest = values[here.to(values.device), -1]
+            with self.lock:
+                place = (torch.full((len(latest),), line), tokens.rows[here])
+                self.counts.note("realised", place, latest)
 
     @staticmethod
     def _latch(read: Read, values: Tensor, now: Pass) -> Tensor:
@@ -240,6 +246,26 @@ class Work:
         if bool(has.any()):
             sequences.latched[read] = latch
         return latch
+
+    def _foretell(self, op: Edit, item: Believed, step: Step, tokens: Tokens) -> Step:
+        """Keep what is predicted for each row; return the step with the evidence counted."""
+        n = len(tokens.rows)
+        if isinstance(item.evidence, Count):
+            assert tokens.prompt is not None
+            prompt = tokens.prompt
+            counts = prompt.memo(item.evidence, lambda: item.evidence.of(prompt))
+            # A pass of the first rows keeps the prompts of all.
+            reads = {**step.reads, (item.evidence, "prompt"): counts[:n, None]}
+            step = replace(step, reads=reads)
+        predicted, dose = (values.expand(n, 1)[:, 0] for values in item.forecast(step))
+        mine = torch.ones(n, dtype=torch.bool)
+        if op.member is not None:
+            mine = tokens.of(op.member) >= 0
+        place = (_line_of(op, tokens)[mine], tokens.rows[mine])
+        with self.lock:
+            for name, values in (("predicted", predicted), ("dose", dose)):
+                self.counts.note(name, place, values[mine])
+        return step
 
     def _record(self, op: Edit, read: Read, chosen: Selection, step: Step, tokens: Tokens) -> None:
         _, row, column = chosen.on(step.positions.device)
@@ -263,7 +289,7 @@ class Work:
             mine = (tokens.of(op.member) >= 0).to(values.device)
             line, rows, values = line[mine], rows[mine], values[mine]
         with self.lock:
-            self._table("reads", values.device, float("nan")).index_put_((line, rows), values)
+            self.counts.note("reads", (line, rows), values)
 
     def receipt(self, arm: int = 0) -> Receipt:
         """Return what was done so far (in one arm); the only place that waits for the device."""
@@ -271,48 +297,9 @@ class Work:
 
     def receipts(self, arms: Sequence[int]) -> list[Receipt]:
         """Return what was done so far in each of some arms."""
-        names = ("eligible", "edited", "size", "gate", "reads")
         with self.lock:
-            found = {name: self._counted(name) for name in names}
-            gated = {at for op in self.wiring.edits if op.gates for at in op.lines}
-            read = gated | {at for op in self.wiring.edits if op.monitor for at in op.lines}
-            lines: dict[int, list[Line]] = {arm: [] for arm in arms}
-            for at, arm in enumerate(self.wiring.arms):
-                if arm in lines:
-                    lines[arm].append(self._line(at, found, at in gated, at in read))
+            lines = self.counts.lines(arms, self.scores)
             return [Receipt(lines[arm], self.n_passes) for arm in arms]
-
-    def _counted(self, name: str) -> Tensor:
-        fill = float("nan") if name == "reads" else 0.0
-        n_lines, n_rows = len(self.wiring.items), self.seen.shape[1]
-        total = torch.full((n_lines, n_rows), fill)
-        for (of, _), table in self.tables.items():
-            if of == name:
-                mine = _grown(table.cpu(), n_lines, n_rows, fill)
-                total = torch.where(mine.isnan(), total, mine) if name == "reads" else total + mine
-        return total
-
-    def _line(self, at: int, found: Mapping[str, Tensor], gated: object, read: object) -> Line:
-        item, arm = self.wiring.items[at], self.wiring.arms[at]
-        count = {name: table[at] for name, table in found.items()}
-        seen = self.seen[arm] if arm < len(self.seen) else torch.zeros_like(count["eligible"])
-        scores = None
-        if at in self.scores:
-            row, position, score = (
-                torch.cat(part).cpu() for part in zip(*self.scores[at], strict=True)
-            )
-            scores = (row, position, score)
-        return Line(
-            repr(item),
-            str(item.site),
-            seen.long(),
-            count["eligible"].long(),
-            count["edited"].long(),
-            count["size"] / count["edited"].clamp(min=1),
-            count["gate"] / count["eligible"].clamp(min=1) if gated else None,
-            count["reads"] if read else None,
-            scores,
-        )
 
     def require_fired(self) -> None:
         """Refuse a plan of which some intervention saw no token in scope.
@@ -336,14 +323,6 @@ class Work:
             "without having happened. Check the scope (GENERATED needs more than one new token), "
             "or leave the intervention out."
         )
-
-
-def _grown(table: Tensor, n_lines: int, n_rows: int, fill: float = 0.0) -> Tensor:
-    """Return a table of at least so many lines and rows."""
-    lines, rows = max(n_lines - table.shape[0], 0), max(n_rows - table.shape[1], 0)
-    if not lines and not rows:
-        return table
-    return torch.nn.functional.pad(table, (0, rows, 0, lines), value=fill)
 
 
 def _line_of(op: Edit, tokens: Tokens) -> Tensor:

@@ -15,12 +15,14 @@ from steer.admission import (
     blame,
     check_order,
     check_widths,
+    outcomes_of,
     reads_of,
     refuse_pattern,
     refuse_read_only,
     sites_of,
 )
 from steer.errors import PlanError
+from steer.interventions.believed import Believed, Control, Forecast
 from steer.interventions.gates import Monitor, Read, When
 from steer.interventions.patch import Patch
 from steer.interventions.plans import Plan, Rows, items_of
@@ -52,6 +54,7 @@ class Edit:
     gates: tuple[When, ...]
     monitor: Read | None
     patches: tuple[Patch, ...]
+    believed: Believed | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +67,8 @@ class Reading:
     """Some gate needs its value at the end of the prompt."""
     rows: Tensor | None = None
     """[arm, batch] bool on the host: the rows whose plans need it; None means every row."""
+    notes: tuple[tuple[int, Tensor | None], ...] = ()
+    """Lines of the receipt to which its values belong as the outcome, each with its rows."""
 
 
 Op = Edit | Reading
@@ -179,7 +184,7 @@ class _Places:
         refuse_read_only(item, self.taps[item.site])
         check_widths(item, self.layout)
         check_order(item)
-        for read, _ in reads_of(item):
+        for read in [*(read for read, _ in reads_of(item)), *outcomes_of(item)]:
             place = self.device_of(self.taps[read.site])
             self._reads.setdefault(id(read), on_device(read, place, {}))
         here = self.device_of(self.taps[item.site])
@@ -198,6 +203,11 @@ class _Places:
             for item in items
             for read, latch in reads_of(item)
         ]
+        outcomes: list[Op] = [
+            Reading(read.site, read, False, rows, ((line, rows),))
+            for item, line in zip(items, lines, strict=True)
+            for read in outcomes_of(item)
+        ]
         found = None
         if len({id(item) for item in items}) > 1:
             found = stack(items, self.device_of(self.taps[items[0].site]))
@@ -207,7 +217,8 @@ class _Places:
             known = asked.get(item.scope)
             asked[item.scope] = mine if known is None or mine is None else known | mine
         item = items[0] if found is None else found.item
-        return [*ops, _edit(item, tuple(lines), tuple(asked.items()), member, found)]
+        edit = _edit(item, tuple(lines), tuple(asked.items()), member, found)
+        return [*ops, edit, *outcomes]
 
 
 def _grouped(arms: Sequence[Plan], places: _Places) -> list[list[Member]]:
@@ -259,6 +270,7 @@ def _edit(
         tuple(p for p in parts if isinstance(p, When)),
         item.read if isinstance(item, Monitor) else None,
         tuple(p for p in parts if isinstance(p, Patch)),
+        next((p for p in parts if isinstance(p, Control | Forecast)), None),
     )
 
 
@@ -269,6 +281,9 @@ def _merge_reads(ops: Sequence[Op]) -> list[Op]:
     for op in (op for op in ops if isinstance(op, Reading)):
         known = rows.get(id(op.read), op.rows)
         rows[id(op.read)] = None if known is None or op.rows is None else known | op.rows
+    notes: dict[int, tuple[tuple[int, Tensor | None], ...]] = {}
+    for op in (op for op in ops if isinstance(op, Reading)):
+        notes[id(op.read)] = notes.get(id(op.read), ()) + op.notes
     merged: list[Op] = []
     done: set[int] = set()
     for op in ops:
@@ -276,7 +291,8 @@ def _merge_reads(ops: Sequence[Op]) -> list[Op]:
             if id(op.read) in done:
                 continue
             done.add(id(op.read))
-            op = Reading(op.site, op.read, id(op.read) in latched, rows[id(op.read)])
+            key = id(op.read)
+            op = Reading(op.site, op.read, key in latched, rows[key], notes[key])
         merged.append(op)
     return merged
 

@@ -17,7 +17,7 @@ N_COMPOSED = 6
 
 
 def law_all_interventions_compose(setting: Setting, new: int = 8) -> None:
-    """A gate, a manifold move, a linear add, a patch and a monitor equal the rows one by one."""
+    """A gate, a manifold move, an add, a patch, a controller and readings equal single rows."""
     lm = setting.lm
     rows = setting.prompts[:N_COMPOSED]
     plan = steer.Rows([composed(setting, row) for row in range(N_COMPOSED)])
@@ -57,8 +57,9 @@ def law_a_receipt_tells_each_row(setting: Setting) -> None:
     receipt = lm.generate(rows, steer.Rows(plans), max_new_tokens=new).receipt
     states = lm.capture(rows, [setting.reads])[setting.reads].float()
     is_open = (setting.probe.scores(states) > 0).tolist()
-    # Per row: gate at OUTPUT, move at OUTPUT, add at GENERATED, patch of two tokens, monitor.
-    eligible = [new, new, new - 1, 2, new]
+    # Per row: gate at OUTPUT, move at OUTPUT, add at GENERATED, patch of two tokens, monitor,
+    # controller at OUTPUT, forecast at LAST.
+    eligible = [new, new, new - 1, 2, new, new, 1]
     for slot, wanted in enumerate(eligible):
         for row, plan in enumerate(plans[:-1]):
             named = [x for x in receipt.lines if x.intervention == repr(plan[slot])]
@@ -66,8 +67,13 @@ def law_a_receipt_tells_each_row(setting: Setting) -> None:
             others = torch.arange(N_COMPOSED) != row
             assert int(line.eligible[row]) == wanted, f"row {row}: {line!r}"
             assert not bool(line.edited[others].any()), f"{line!r} edited another row than {row}"
-            edits = 0 if slot == 4 or (slot == 0 and not is_open[row]) else wanted
+            edits = 0 if slot in (4, 6) or (slot == 0 and not is_open[row]) else wanted
             assert int(line.edited[row]) == edits, f"row {row}: {line!r}"
+            if slot >= 5:
+                assert line.predicted is not None
+                assert line.realised is not None
+                assert bool(line.predicted[row].isfinite())
+                assert bool(line.realised[row].isfinite())
     assert len(set(is_open[:-1])) == 2, "the rows do not tell an open gate from a closed one"
 
 
@@ -80,7 +86,7 @@ COMPOSITION_LAWS = (
 
 
 def composed(setting: Setting, row: int) -> Sequence[Intervention]:
-    """Return what one row gets: five interventions, all different from every other row's."""
+    """Return what one row gets: seven interventions, all different from every other row's."""
     if row == N_COMPOSED - 1:
         return []
     lm, site = setting.lm, setting.site
@@ -100,4 +106,16 @@ def composed(setting: Setting, row: int) -> Sequence[Intervention]:
         ),
         steer.Patch(Site(site.layer, "mlp_out"), source, scope=steer.span(1, 3)),
         steer.Monitor(steer.Read(later, setting.probe, steer.OUTPUT, reduce="rolling")),
+        steer.belief.Control(
+            setting.belief,
+            later,
+            setting.direction(f"believed {row}"),
+            0.4 + 0.1 * row,
+            steer.belief.Count(tuple(range(row, lm.registry.layout.d_vocab, 3))),
+            steer.belief.outcome([7 + row], [17]),
+            steer.OUTPUT,
+        ),
+        steer.belief.Forecast(
+            setting.belief, 1.0 + row, outcome=steer.belief.outcome([9 + row], [17])
+        ),
     ]

@@ -79,6 +79,11 @@ class Setting:
         middle = (ordered[N_ROWS // 2 - 1] + ordered[N_ROWS // 2]) / 2
         return probes.LinearProbe(weight, -middle)
 
+    @cached_property
+    def belief(self) -> steer.belief.Belief:
+        """A law in which a strength s, without evidence, is asked for by a target of s nats."""
+        return steer.belief.Belief(a=1.0, b=0.0, gamma=0.3, alpha=0.5)
+
     def direction(self, name: str) -> Tensor:
         """Return a seeded direction whose entries are as large as those of a state."""
         return self.scale * self.draw(name, self.lm.d_model)
@@ -237,6 +242,36 @@ def _monitor(w: Wanted) -> Intervention:
     return steer.Monitor(steer.Read(w.setting.reads, w.setting.probe, w.scope, reduce="max"))
 
 
+def _control(w: Wanted) -> Intervention:
+    target = w.strength * (1 + w.per_row("target").abs())
+    direction = w.setting.direction("control")
+    return steer.belief.Control(w.setting.belief, w.site, direction, target, 0.0, scope=w.scope)
+
+
+def _counted(w: Wanted) -> steer.belief.Count:
+    # Half of all token ids: every prompt holds some, and not all the same number.
+    return steer.belief.Count(tuple(range(0, w.setting.lm.registry.layout.d_vocab, 2)))
+
+
+def _control_count(w: Wanted) -> Intervention:
+    outcome = steer.belief.outcome([7], [11])
+    direction = w.setting.direction("control")
+    return steer.belief.Control(
+        w.setting.belief, w.site, direction, 2.0, _counted(w), outcome, w.scope
+    )
+
+
+def _control_read(w: Wanted) -> Intervention:
+    read = steer.Read(w.setting.reads, w.setting.probe, steer.PROMPT, reduce="max")
+    direction = w.setting.direction("control")
+    return steer.belief.Control(w.setting.belief, w.site, direction, 2.0, read, scope=w.scope)
+
+
+def _forecast(w: Wanted) -> Intervention:
+    outcome = steer.belief.outcome([7], [11], scope=w.scope)
+    return steer.belief.Forecast(w.setting.belief, _counted(w), outcome=outcome)
+
+
 def _preserve_norm(w: Wanted) -> Intervention:
     return steer.PreserveNorm(_add(w))
 
@@ -279,16 +314,23 @@ FACTORIES: Mapping[str, Factory] = {
     "when-mean": _when_mean,
     "when-token": _when_token,
     "monitor": _monitor,
+    "control": _control,
+    "control-count": _control_count,
+    "control-read": _control_read,
+    "forecast": _forecast,
     "preserve-norm": _preserve_norm,
     "custom": _custom,
 }
 """Every way to make an intervention, by the name under which a law reports it."""
 
-WITHOUT_STRENGTH = frozenset({"patch", "patch-rows", "patch-tokens", "patch-subspace", "monitor"})
-"""Whole writes and readings: there is no strength to set to 0."""
+WITHOUT_STRENGTH = frozenset(
+    {"patch", "patch-rows", "patch-tokens", "patch-subspace", "monitor", "forecast"}
+    | {"control-count", "control-read"}
+)
+"""Whole writes, readings, doses found in the pass: there is no strength to set to 0."""
 WITHOUT_FILE = frozenset({"custom"})
 """Code has no identity that a file could carry."""
-KEEPING = frozenset({"monitor"})
+KEEPING = frozenset({"monitor", "forecast"})
 """Those that change nothing by what they are."""
 
 

@@ -1,0 +1,30 @@
+"""Belief dynamics: predict what context and steering will do, before doing it.
+
+The fits are pure arrays (`steer.odds`); here they meet a model: `controller` sets the strength that
+a row's context calls for, `Forecast` reports, `predict` tells beforehand.
+"""
+
+from steer.belief.controlling import controller as controller
+from steer.belief.controlling import identity as identity
+from steer.belief.controlling import outcome as outcome
+from steer.belief.predicting import Prediction as Prediction
+from steer.belief.predicting import predict as predict
+from steer.interventions.believed import Control as Control
+from steer.interventions.believed import Count as Count
+from steer.interventions.believed import Forecast as Forecast
+from steer.interventions.believed import TokenOdds as TokenOdds
+from steer.odds import BASELINES as BASELINES
+from steer.odds import Additivity as Additivity
+from steer.odds import Belief as Belief
+from steer.odds import Comparison as Comparison
+from steer.odds import Data as Data
+from steer.odds import Decay as Decay
+from steer.odds import Design as Design
+from steer.odds import Interval as Interval
+from steer.odds import additivity as additivity
+from steer.odds import bootstrap as bootstrap
+from steer.odds import compare as compare
+from steer.odds import data_of as data_of
+from steer.odds import fit as fit
+from steer.odds import identified as identified
+from steer.odds import profile as profile

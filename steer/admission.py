@@ -6,7 +6,7 @@ Pure: takes an intervention, a tap, a layout. `steer.wiring` asks; nothing is wi
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from steer.errors import PlanError, SpecError, SteerError, WidthMismatch
-from steer.interventions.believed import Control, Forecast, comes_too_late
+from steer.interventions.believed import Control, Forecast, late_evidence
 from steer.interventions.gates import Monitor, Read, When
 from steer.interventions.recipe import Recipe, walk, widths_of
 from steer.models.layout import Layout, Tap
@@ -140,9 +140,10 @@ def check_order(item: Intervention) -> None:
         PlanError: names both sites.
     """
     for part in walk(item):
-        if isinstance(part, Control | Forecast) and comes_too_late(part):
+        late = late_evidence(part) if isinstance(part, Control | Forecast) else None
+        if isinstance(part, Control | Forecast) and late is not None:
             raise PlanError(
-                f"The evidence is read at {part.evidence.site}, which a pass computes after "
+                f"The evidence is read at {late.site}, which a pass computes after "
                 f"{part.site}, where the strength is needed. Read at the same site or an earlier "
                 "one, or act on GENERATED tokens only."
             )

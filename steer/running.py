@@ -250,12 +250,13 @@ class Work:
     def _foretell(self, op: Edit, item: Believed, step: Step, tokens: Tokens) -> Step:
         """Keep what is predicted for each row; return the step with the evidence counted."""
         n = len(tokens.rows)
-        if isinstance(item.evidence, Count):
+        count = item.evidence
+        if isinstance(count, Count):
             assert tokens.prompt is not None
             prompt = tokens.prompt
-            counts = prompt.memo(item.evidence, lambda: item.evidence.of(prompt))
+            counts = prompt.memo(count, lambda: count.of(prompt))
             # A pass of the first rows keeps the prompts of all.
-            reads = {**step.reads, (item.evidence, "prompt"): counts[:n, None]}
+            reads = {**step.reads, (count, "prompt"): counts[:n, None]}
             step = replace(step, reads=reads)
         predicted, dose = (values.expand(n, 1)[:, 0] for values in item.forecast(step))
         mine = torch.ones(n, dtype=torch.bool)

@@ -25,7 +25,7 @@ from steer.step import Step
 from steer.tokens import Prompt
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Count(Shared):
     """Evidence counted in each row's prompt: how many of its tokens are among some token ids.
 
@@ -47,6 +47,12 @@ class Count(Shared):
                 "at least one, and none is negative. Look them up with lm.tokens(text)."
             )
         object.__setattr__(self, "token_ids", ids)
+
+    def __repr__(self) -> str:
+        """Say which tokens, or how many."""
+        few = ", ".join(str(token) for token in self.token_ids[:4])
+        more = f", ... ({len(self.token_ids)})" if len(self.token_ids) > 4 else ""
+        return f"Count({few}{more})"
 
     def of(self, prompt: Prompt) -> Tensor:
         """Return [row]: how often the tokens stand in each row's prompt."""
@@ -277,12 +283,13 @@ def check_identity(belief: Law, site: AnySite, direction: Tensor, scope: Scope) 
         )
 
 
-def comes_too_late(item: Believed) -> bool:
-    """Say whether the evidence is read later in a pass than it is needed."""
+def late_evidence(item: Believed) -> Read | None:
+    """Return what is read later in a pass than it is needed as evidence; None if nothing is."""
     if not isinstance(item.evidence, Read) or item.scope == GENERATED:
-        return False
+        return None
     read, acts = item.evidence.site, item.site
-    return isinstance(read, Site) and isinstance(acts, Site) and read.order > acts.order
+    late = isinstance(read, Site) and isinstance(acts, Site) and read.order > acts.order
+    return item.evidence if late else None
 
 
 def evidence_at(evidence: Evidence, step: Step) -> Tensor:

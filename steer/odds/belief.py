@@ -294,11 +294,7 @@ class Belief:
         pushes = " + ".join(
             f"{a:.3g} m{at if len(self.slopes) > 1 else ''}" for at, a in enumerate(self.slopes)
         )
-        grown_by = (
-            f"N^{1 - self.alpha:.3g}"
-            if self.form == "power"
-            else f"g(N; {self.alpha:.3g})"
-        )
+        grown_by = f"N^{1 - self.alpha:.3g}" if self.form == "power" else f"g(N; {self.alpha:.3g})"
         faded = "" if self.decay is None else "D(m) "
         said = f"Belief(log o = {faded}{pushes} {self.b:+.3g} + {self.gamma:.3g} {grown_by}"
         if (self.floor, self.ceiling) != (0.0, 1.0):

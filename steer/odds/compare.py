@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from steer.errors import BeliefError
 from steer.odds.belief import grown
 from steer.odds.fit import Data, fitted, projected
+from steer.odds.intervals import estimates
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 """(evidence [n], strength [n, vector]) -> log-odds [n]."""
@@ -78,12 +80,13 @@ def monotone_spline(data: Data) -> Predictor:
     """Return f(N) + g(m) in log-odds with f and g any monotone curves, fitted in turns."""
     n, m, y = data.evidence.numpy(), data.strength[:, 0].numpy(), data.log_odds.numpy()
     x = np.log1p(n)
+    rising = bool(np.corrcoef(m, y)[0, 1] >= 0) if np.ptp(m) else True
+    in_n = IsotonicRegression(increasing=True, out_of_bounds="clip")
+    in_m = IsotonicRegression(increasing=rising, out_of_bounds="clip")
     of_m = np.zeros_like(y)
     for _ in range(20):  # backfitting converges geometrically
-        in_n = IsotonicRegression(increasing="auto", out_of_bounds="clip").fit(x, y - of_m)
-        of_n = in_n.predict(x)
-        in_m = IsotonicRegression(increasing="auto", out_of_bounds="clip").fit(m, y - of_n)
-        of_m = in_m.predict(m)
+        of_n = in_n.fit(x, y - of_m).predict(x)
+        of_m = in_m.fit(m, y - of_n).predict(m)
     curves = [_smooth(in_n, x), _smooth(in_m, m)]
 
     def predict(evidence: Tensor, strength: Tensor) -> Tensor:
@@ -155,6 +158,7 @@ class Additivity:
     """Likelihood-ratio test of whether evidence and steering add up in log-odds."""
 
     statistic: float
+    """chi2(1), or F(1, questions - 1) where questions are known."""
     p: float
     interaction: float
     """Nats per unit of strength and of N**(1 - alpha)."""
@@ -163,7 +167,7 @@ class Additivity:
         """Say what was found."""
         verdict = "does not add up" if self.p < 0.05 else "is consistent with adding up"
         return (
-            f"Additivity(chi2(1) = {self.statistic:.3g}, p = {self.p:.3g}, interaction "
+            f"Additivity(statistic {self.statistic:.3g}, p = {self.p:.3g}, interaction "
             f"{self.interaction:.3g}: this {verdict})"
         )
 
@@ -171,38 +175,70 @@ class Additivity:
 def additivity(data: Data) -> Additivity:
     """Test the law against the law with a term m * N**(1 - alpha) (one vector).
 
-    Gaussian in log-odds, over means of questions where these are given, so that readings of one
-    question do not count as independent.
+    Without questions: a likelihood-ratio test, Gaussian for log-odds and Bernoulli else. With
+    questions, whose readings are not independent: a Wald test whose variance comes from the
+    questions (cluster sandwich). Either way alpha stays free, by its derivative as a column.
 
     Raises:
         BeliefError: too few cells to leave a degree of freedom.
     """
-    cells = _cell_means(data)
-    _, _, _, alpha = projected(cells)
-    n, m = cells.evidence, cells.strength
-    plain, crossed = _columns(n, m, alpha), _crossed(n, m, alpha)
-    if len(cells) <= crossed.shape[1] + 1:
+    n, m = data.evidence, data.strength
+    cells = len(torch.cat([n[:, None], m], dim=1).unique(dim=0))
+    if cells < 7:
         raise BeliefError(
-            f"{len(cells)} cells cannot test additivity: the fuller law has {crossed.shape[1] + 1} "
-            "parameters. Add strengths or amounts of evidence."
+            f"{cells} cells cannot test additivity: the fuller law has 5 parameters. Add strengths "
+            "or amounts of evidence."
         )
-    errors = [_error(cells, columns) for columns in (plain, crossed)]
-    statistic = len(cells) * math.log(max(errors[0], 1e-300) / max(errors[1], 1e-300))
-    solved = _solve(cells, crossed)
-    return Additivity(statistic, float(chi2.sf(max(statistic, 0.0), 1)), float(solved[-1]))
+    alpha = float(estimates(data)[3])
+    g = grown(n, alpha, "power")
+    bend = g * n.clamp(min=1e-12).log()
+    plain = torch.cat([_columns(n, m, alpha), bend[:, None]], dim=1)
+    crossed = torch.cat([plain, m * g[:, None]], dim=1)
+    solved, information = _maximised(data, crossed)
+    if data.question is None:
+        losses = [
+            _loss(data, columns @ _maximised(data, columns)[0]) for columns in (plain, crossed)
+        ]
+        if data.is_log_odds:
+            statistic = len(data) * math.log(max(losses[0], 1e-300) / max(losses[1], 1e-300))
+        else:
+            statistic = 2 * (losses[0] - losses[1])
+        return Additivity(statistic, float(chi2.sf(max(statistic, 0.0), 1)), float(solved[-1]))
+    latent = crossed @ solved
+    left = data.weight * (data.outcome - (latent if data.is_log_odds else latent.sigmoid()))
+    groups = int(data.question.max()) + 1
+    scores = torch.zeros(groups, crossed.shape[1]).double()
+    scores = scores.index_add(0, data.question, crossed * left[:, None])
+    bread = torch.linalg.pinv(information)
+    variance = float((bread @ (scores.T @ scores) @ bread)[-1, -1]) * groups / (groups - 1)
+    statistic = float(solved[-1]) ** 2 / max(variance, 1e-300)
+    return Additivity(
+        statistic, float(f_distribution.sf(statistic, 1, groups - 1)), float(solved[-1])
+    )
 
 
-def _error(data: Data, columns: Tensor) -> float:
-    left = data.log_odds - columns @ _solve(data, columns)
-    return float((data.information * left**2).sum() / data.information.sum())
+def _maximised(data: Data, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the coefficients of greatest likelihood and their information."""
+    if data.is_log_odds:
+        weighted = columns * data.weight[:, None]
+        gram = weighted.T @ columns
+        return torch.linalg.lstsq(gram, weighted.T @ data.outcome).solution, gram
+    solved = _solve(data, columns)
+    gram = torch.eye(columns.shape[1]).double()
+    for _ in range(12):  # Newton's steps from a start that is nearly there
+        p = (columns @ solved).sigmoid()
+        weighted = columns * (data.weight * (p * (1 - p)).clamp(min=1e-12))[:, None]
+        gram = weighted.T @ columns
+        gradient = columns.T @ (data.weight * (data.outcome - p))
+        solved = solved + torch.linalg.lstsq(gram, gradient).solution
+    return solved, gram
 
 
-def _cell_means(data: Data) -> Data:
-    keys = torch.cat([data.evidence[:, None], data.strength], dim=1)
-    cells, cell = keys.unique(dim=0, return_inverse=True)
-    size = torch.zeros(len(cells)).double().index_add(0, cell, torch.ones(len(cell)).double())
-    mean = torch.zeros(len(cells)).double().index_add(0, cell, data.log_odds) / size
-    return Data(cells[:, 0], cells[:, 1:], mean, size)
+def _loss(data: Data, latent: Tensor) -> float:
+    if data.is_log_odds:
+        return float((data.weight * (latent - data.outcome) ** 2).sum())
+    softplus = torch.nn.functional.softplus(latent)
+    return float((data.weight * (softplus - data.outcome * latent)).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -257,7 +257,8 @@ class _Model:
     def __init__(
         self, data: Data, n_vectors: int, decay: bool, bounded: bool, spread: bool, form: Form
     ) -> None:
-        self.data, self.n, self.form = data, n_vectors, form
+        self.data, self.n = data, n_vectors
+        self.form: Form = form
         self.decay, self.bounded, self.spread = decay, bounded, spread
         top = 50.0
         bounds: list[tuple[float | None, float | None]] = [(None, None)] * (n_vectors + 1)

@@ -139,6 +139,9 @@ def _step(setting: Setting, item: Intervention) -> Step:
         for read, latch in part.reads() if isinstance(part, Recipe) else ():
             width = 1 if latch == "prompt" else N_TOKENS
             reads[read, latch] = torch.full((len(ROWS), width), 1e3, device=device)
+        evidence = getattr(part, "evidence", None)
+        if isinstance(evidence, steer.belief.Count):
+            reads[evidence, "prompt"] = torch.full((len(ROWS), 1), 2.0, device=device)
     rows = torch.arange(len(ROWS), device=device)
     return Step(positions, rows, n, "prompt", None, (positions - 1).clamp(0, 1), reads)
 

@@ -1,6 +1,7 @@
 """Controllers and forecasts as a user calls them: doses, receipts, evidence, mistakes."""
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -104,7 +105,9 @@ def test_a_forecast_changes_no_bit(lm, belief):
 
 def test_controllers_are_arms_of_sweeps(any_lm, belief):
     direction = torch.linspace(-1, 1, any_lm.d_model)
-    arms = [[Control(belief, SITE, direction, t, Count((17, 5)))] for t in (-1.0, 0.0, 1.0)]
+    arms: list[list[Control | Forecast]] = [
+        [Control(belief, SITE, direction, t, Count((17, 5)))] for t in (-1.0, 0.0, 1.0)
+    ]
     arms.append([*arms[0], Forecast(belief, 1.0, outcome=steer.belief.outcome([7], [11]))])
     sweep = steer.sweep(any_lm, PROMPTS, arms, lambda logits, _: logits)
     for at, plan in enumerate(arms):
@@ -119,6 +122,7 @@ def test_an_unattainable_target_is_refused_with_what_is_attainable(direction):
     with pytest.raises(steer.BeliefError, match=r"-1\.5.*-0\.5"):
         Control(narrow, SITE, direction, 3.0, 0.0)
     told = Control(narrow, SITE, direction, 3.0, 0.0, extrapolate=True)
+    assert told.doses is not None
     assert math.isclose(float(told.doses), 8.0)
 
 
@@ -169,6 +173,6 @@ def test_controllers_are_saved_with_the_law_that_they_follow(tmp_path, lm, belie
     outcome = steer.belief.outcome([7], [11])
     plan = [Control(belief, SITE, direction, 0.5, Count((17,)), outcome), Forecast(belief, 2.0)]
     steer.save(plan, tmp_path / "plan.safetensors")
-    again = steer.load_artifact(tmp_path / "plan.safetensors")
+    again = cast("list[Control]", steer.load_artifact(tmp_path / "plan.safetensors"))
     assert [item.digest for item in again] == [item.digest for item in plan]
     assert torch.equal(lm.logits(PROMPTS, plan), lm.logits(PROMPTS, again))

@@ -1,0 +1,1 @@
+"""A belief over a switch of the evidence: texts, predictors, measures and pictures."""

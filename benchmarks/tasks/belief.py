@@ -1,0 +1,101 @@
+"""Beliefs: what evidence in context and steering do to log-odds, predicted before it is done.
+
+`--limit` is named in each measure: the largest evidence, the number of personas, and so on.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.belief import persona, sentiment, simulated, steering, switch
+from benchmarks.result import Result
+from benchmarks.task import Task, task
+
+PAPER = "arXiv:2511.00617"
+
+Draw = Callable[[Result, Path], list[Path]]
+
+
+# matplotlib is in the extra `plots`: numbers can be had without it, so each picture imports late.
+
+
+def _draw_simulated(result: Result, path: Path) -> list[Path]:
+    return simulated.draw_simulated(result, path)
+
+
+def _draw_sentiment(result: Result, path: Path) -> list[Path]:
+    from benchmarks.belief.draw import draw_sentiment
+
+    return draw_sentiment(result, path)
+
+
+def _draw_persona(result: Result, path: Path) -> list[Path]:
+    from benchmarks.belief.draw import draw_persona
+
+    return draw_persona(result, path)
+
+
+def _draw_controller(result: Result, path: Path) -> list[Path]:
+    from benchmarks.belief.draw import draw_controller
+
+    return draw_controller(result, path)
+
+
+def _draw_switch(result: Result, path: Path) -> list[Path]:
+    from benchmarks.belief.switches.draw import draw_switch
+
+    return draw_switch(result, path)
+
+
+@task(paper=PAPER, cost="no model needed (--model tiny-llama): about 3 min on 2 cores")
+def belief_simulated() -> Task:
+    """Planted truth."""
+    return Task(
+        "Does the fit recover a planted belief, and do its intervals hold what they promise?",
+        simulated.measure_simulated,
+        simulated.CONTROLS,
+        _draw_simulated,
+    )
+
+
+@task(paper=PAPER, cost="smollm2-135m: about 8 min on 2 cores for the grid, 10 in all")
+def belief_sentiment() -> Task:
+    """Many-shot judgements of both signs, and a mean-difference vector."""
+    return Task(
+        "Are unseen steering strengths and longer contexts predicted by one additive law?",
+        sentiment.measure_sentiment,
+        sentiment.CONTROLS,
+        _draw_sentiment,
+    )
+
+
+@task(paper=PAPER, cost="qwen2.5-0.5b: about 25 min on 2 cores")
+def belief_persona() -> Task:
+    """Contrast sets of two choices each."""
+    return Task(
+        "Does the law hold for personas, and which of them can the model not tell at all?",
+        persona.measure_persona,
+        persona.CONTROLS,
+        _draw_persona,
+    )
+
+
+@task(paper=PAPER, cost="smollm2-135m: about 5 min on 2 cores")
+def belief_switch() -> Task:
+    """Evidence for one side, then for the other."""
+    return Task(
+        "Evidence for c, then for its opposite: does belief follow as an ideal observer's would?",
+        switch.measure_switch,
+        switch.CONTROLS,
+        _draw_switch,
+    )
+
+
+@task(paper=PAPER, cost="smollm2-135m: about 10 min on 2 cores")
+def controller() -> Task:
+    """The strength that the context calls for."""
+    return Task(
+        "Is a posterior that is asked for reached, whatever the context holds?",
+        steering.measure_controller,
+        steering.CONTROLS,
+        _draw_controller,
+    )

@@ -272,7 +272,8 @@ def _table(grid: Grid, setup: Setup) -> dict[str, Json]:
         belief = fit_form(evidence, strength, log_odds, decay=decay)
         low, high = float(grid.strengths.min()), float(grid.strengths.max())
         fine = torch.linspace(low, high, 81)
-        many = torch.cat([torch.zeros(1), torch.logspace(-0.3, np.log10(grid.evidence[-1]), 60)])
+        # Even steps of log(1 + N), as the pictures show it.
+        many = torch.linspace(0, float(np.log1p(grid.evidence[-1])), 90).expm1()
         fits[name] = {
             "a": torch.as_tensor(belief.a).reshape(-1).tolist(),
             "b": float(belief.b),

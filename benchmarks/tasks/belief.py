@@ -3,7 +3,6 @@
 `--limit` is named in each measure: the largest evidence, the number of personas, and so on.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.belief import persona, sentiment, simulated, steering, switch
@@ -11,8 +10,6 @@ from benchmarks.result import Result
 from benchmarks.task import Task, task
 
 PAPER = "arXiv:2511.00617"
-
-Draw = Callable[[Result, Path], list[Path]]
 
 
 # matplotlib is in the extra `plots`: numbers can be had without it, so each picture imports late.

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
-from scipy.stats import chi2
-from scipy.stats import f as f_distribution
-from sklearn.isotonic import IsotonicRegression
+from scipy.special import chdtrc, fdtrc
 from torch import Tensor
 
 from steer.errors import BeliefError
@@ -78,6 +75,9 @@ def free_interaction(data: Data) -> Predictor:
 
 def monotone_spline(data: Data) -> Predictor:
     """Return f(N) + g(m) in log-odds with f and g any monotone curves, fitted in turns."""
+    # Heavy, and one rival's need alone: importing steer does not load it.
+    from sklearn.isotonic import IsotonicRegression
+
     n, m, y = data.evidence.numpy(), data.strength[:, 0].numpy(), data.log_odds.numpy()
     x = np.log1p(n)
     rising = bool(np.corrcoef(m, y)[0, 1] >= 0) if np.ptp(m) else True
@@ -87,7 +87,7 @@ def monotone_spline(data: Data) -> Predictor:
     for _ in range(20):  # backfitting converges geometrically
         of_n = in_n.fit(x, y - of_m).predict(x)
         of_m = in_m.fit(m, y - of_n).predict(m)
-    curves = [_smooth(in_n, x), _smooth(in_m, m)]
+    curves = [_smooth(in_n.predict, x), _smooth(in_m.predict, m)]
 
     def predict(evidence: Tensor, strength: Tensor) -> Tensor:
         found = curves[0](np.log1p(evidence.numpy())) + curves[1](strength[:, 0].numpy())
@@ -145,11 +145,16 @@ def _between(at: Tensor, known: Tensor, values: Tensor) -> Tensor:
     return values[left] * (1 - share) + values[right] * share
 
 
-def _smooth(steps: IsotonicRegression, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+Curve = Callable[[np.ndarray], np.ndarray]
+
+
+def _smooth(steps: Curve, x: np.ndarray) -> Curve:
+    from scipy.interpolate import PchipInterpolator  # heavy, as above
+
     places = np.unique(x)
     if len(places) == 1:
-        return lambda at: np.full_like(at, steps.predict(places)[0])
-    curve = PchipInterpolator(places, steps.predict(places))
+        return lambda at: np.full_like(at, steps(places)[0])
+    curve = PchipInterpolator(places, steps(places))
     return lambda at: curve(np.clip(at, places[0], places[-1]))
 
 
@@ -203,7 +208,7 @@ def additivity(data: Data) -> Additivity:
             statistic = len(data) * math.log(max(losses[0], 1e-300) / max(losses[1], 1e-300))
         else:
             statistic = 2 * (losses[0] - losses[1])
-        return Additivity(statistic, float(chi2.sf(max(statistic, 0.0), 1)), float(solved[-1]))
+        return Additivity(statistic, float(chdtrc(1, max(statistic, 0.0))), float(solved[-1]))
     latent = crossed @ solved
     left = data.weight * (data.outcome - (latent if data.is_log_odds else latent.sigmoid()))
     groups = int(data.question.max()) + 1
@@ -212,9 +217,7 @@ def additivity(data: Data) -> Additivity:
     bread = torch.linalg.pinv(information)
     variance = float((bread @ (scores.T @ scores) @ bread)[-1, -1]) * groups / (groups - 1)
     statistic = float(solved[-1]) ** 2 / max(variance, 1e-300)
-    return Additivity(
-        statistic, float(f_distribution.sf(statistic, 1, groups - 1)), float(solved[-1])
-    )
+    return Additivity(statistic, float(fdtrc(1, groups - 1, statistic)), float(solved[-1]))
 
 
 def _maximised(data: Data, columns: Tensor) -> tuple[Tensor, Tensor]:

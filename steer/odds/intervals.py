@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import chi2
+from scipy.special import chdtri
 from torch import Tensor
 
 from steer.errors import BeliefError
@@ -94,7 +94,7 @@ def profile(data: Data, name: str, *, level: float = 0.95, points: int = 81) -> 
     free = torch.arange(4) != at
     found = scored(data, starts, data.weight.expand(points, -1), free=free)
     rise = (_deviance(data, found) - _deviance(data, best[None])) / noise
-    bound = float(chi2.ppf(level, 1))
+    bound = float(chdtri(1, 1 - level))
     return Interval(float(best[at]), *_crossings(values, rise, bound, float(best[at])))
 
 

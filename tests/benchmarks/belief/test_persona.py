@@ -1,6 +1,7 @@
 """Contrast sets and personas, on made-up questions and a tiny model."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from sklearn.metrics import roc_auc_score
 import steer
 from benchmarks.belief import contrast, persona
 from benchmarks.belief.contrast import Choice
+from benchmarks.belief.draw import draw_persona
 from benchmarks.belief.persona import Setup, auroc, separable
 from benchmarks.errors import BenchmarkError
+from benchmarks.result import Result
 from benchmarks.stats import Number
 
 SETUP = Setup(
@@ -132,3 +135,11 @@ def test_the_report_says_per_persona_whether_it_can_be_told_at_all(asked):
     assert {"r_held_strength_made up", "auroc_zero_shot_made up"} <= set(outcome.numbers)
     row = outcome.tables["personas"][0]
     assert (row["persona"] in outcome.tables["cannot_separate"]) != row["separable"]
+
+
+def test_the_picture_is_made_of_the_tables_alone(asked, tmp_path):
+    made = persona.outcome_of([asked], SETUP, steer.Site(1), seed=0)
+    tables = json.loads(json.dumps(made.tables))
+    found = Result("belief_persona", "tiny-llama", made.numbers, made.controls, {}, tables)
+    (file,) = draw_persona(found, tmp_path / "out.json")
+    assert file.stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """The controller's experiment: doses, fixed rival and scores, against plain formulas."""
 
+import json
 import math
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 import steer
 from benchmarks.belief import steering
 from benchmarks.belief.data import Design
+from benchmarks.belief.draw import draw_controller
 from benchmarks.belief.holdout import Grid
 from benchmarks.belief.steering import Dosed, Setup, best_fixed, cell_errors, run_controller, split
 from benchmarks.errors import BenchmarkError
+from benchmarks.result import Result
 from benchmarks.task import Options
 from tests.benchmarks.belief.words import TINY
 
@@ -119,3 +122,11 @@ def test_the_controllers_doses_bring_the_predicted_log_odds_to_the_target(lm):
     doses = steering.doses_of(made, 3)
     expected = [(0.3 + 1.0 - 0.5 * math.sqrt(n)) / 2 for n in evidence.tolist()]
     assert torch.allclose(doses, torch.tensor(expected).double())
+
+
+def test_the_picture_is_made_of_the_tables_alone(outcome, tmp_path):
+    tables = json.loads(json.dumps(outcome.tables))
+    found = Result("controller", "tiny-llama", outcome.numbers, outcome.controls, {}, tables)
+    (file,) = draw_controller(found, tmp_path / "out.json")
+    assert file.name == "out_targets.png"
+    assert file.stat().st_size > 10_000

@@ -53,7 +53,7 @@ class Readings:
     concept: NDArray[np.int64]
     """[reading]: 1 where the statements are positive, -1 where they are negative."""
 
-    def where(self, keep: NDArray[np.bool_]) -> "Readings":
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.int_]) -> "Readings":
         """Return some of the readings."""
         return Readings(
             self.strengths,

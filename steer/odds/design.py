@@ -42,7 +42,7 @@ def identified(evidence: Tensor, strength: Tensor, alpha: float = 0.5) -> Design
             name = "a" if m.shape[1] == 1 else f"a[{at}]"
             missing.append(
                 f"{name} is not identified: there is one strength, {float(found[0]):g}. Add a "
-                "second strength at the same amounts of evidence, such as 0."
+                f"second strength at the same amounts of evidence, such as {0 if found[0] else 1}."
             )
     amounts = n.unique()
     if len(amounts) < 3:

@@ -66,7 +66,7 @@ def test_the_direction_is_the_difference_of_means_at_the_last_token(lm):
             ids = torch.tensor([with_bos(lm, text)])
             with torch.no_grad():
                 hidden = lm.model(ids, output_hidden_states=True).hidden_states
-            last.append(hidden[site.layer + 1][0, -1])
+            last.append(hidden[(site.layer or 0) + 1][0, -1])
         means.append(torch.stack(last).mean(0))
     assert torch.allclose(found, means[0] - means[1], atol=1e-5)
 

@@ -88,6 +88,9 @@ def test_the_area_under_the_curve_equals_that_of_scikit_learn():
     scores, labels = rng.integers(0, 9, 60).astype(float), rng.integers(0, 2, 60)
     found = auroc(scores, labels, seed=0)
     assert found.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found.lo is not None
+    assert found.hi is not None
+    assert found.value is not None
     assert found.lo < found.value < found.hi
 
 

@@ -19,6 +19,7 @@ from steer.odds import Belief as Belief
 from steer.odds import BetaBernoulli as BetaBernoulli
 from steer.odds import ChangePoint as ChangePoint
 from steer.odds import Comparison as Comparison
+from steer.odds import Concepts as Concepts
 from steer.odds import Data as Data
 from steer.odds import Decay as Decay
 from steer.odds import Design as Design

@@ -7,6 +7,7 @@ from steer.odds.compare import Additivity as Additivity
 from steer.odds.compare import Comparison as Comparison
 from steer.odds.compare import additivity as additivity
 from steer.odds.compare import compare as compare
+from steer.odds.concepts import Concepts as Concepts
 from steer.odds.design import Design as Design
 from steer.odds.design import identified as identified
 from steer.odds.fit import Data as Data

@@ -68,6 +68,24 @@ def law_a_sweep_generates_like_a_loop(setting: Setting) -> None:
     assert lm.registry.live == 0
 
 
+def law_a_map_of_positions_equals_a_loop(setting: Setting) -> None:
+    """Arms of all blocks and of several last tokens, packed into one pass, equal whole passes."""
+    lm, prompts = setting.lm, setting.prompts[:N_PROMPTS]
+    blocks = sorted({0, lm.n_layers // 2, lm.n_layers - 1})
+    direction = 4 * setting.direction("map")
+    arms = {
+        f"{block}, {place}": [steer.Add(Site(block), direction, scope=steer.at(place))]
+        for block in blocks
+        for place in (-1, -2, -3)
+    }
+    sweep = steer.sweep(lm, prompts, arms, lambda logits, _: logits)
+    assert sweep.cost().passes == 1, "suffixes of several lengths were not packed"
+    for at, (name, plan) in enumerate(arms.items()):
+        alone = lm.logits(prompts, plan)
+        apart = gap(alone.cpu(), sweep.values[at]) / float(alone.abs().max())
+        assert apart <= 2 * RELATIVE, f"{name}: a packed sweep differs by {apart:.1e}"
+
+
 class _nothing:
     """Stands for an empty plan, which has no receipt."""
 
@@ -89,4 +107,5 @@ def _same_counts(name: str, alone: steer.Receipt, swept: steer.Receipt) -> None:
 SWEEP_LAWS: tuple[Callable[[Setting], None], ...] = (
     law_a_sweep_equals_a_loop,
     law_a_sweep_generates_like_a_loop,
+    law_a_map_of_positions_equals_a_loop,
 )

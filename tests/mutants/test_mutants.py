@@ -30,7 +30,7 @@ from tests.laws.sites import (
     law_one_head_is_its_slice,
     law_the_pattern_is_the_eager_one,
 )
-from tests.laws.sweeps import law_a_sweep_equals_a_loop
+from tests.laws.sweeps import law_a_map_of_positions_equals_a_loop, law_a_sweep_equals_a_loop
 from tests.laws.tokens import (
     law_scopes_mean_positions,
     law_scopes_mean_positions_while_generating,
@@ -90,6 +90,7 @@ KILLERS: Mapping[str, Sequence[Law]] = {
     "arms begin one block late": [law_a_sweep_equals_a_loop],
     "arms begin one token late": [law_a_sweep_equals_a_loop],
     "every patch is taken for dead": [law_a_sweep_equals_a_loop],
+    "packed tokens do not see the token before them": [law_a_map_of_positions_equals_a_loop],
 }
 """Planted bug -> the laws of the battery that each must fail under it."""
 

@@ -173,7 +173,7 @@ class Belief:
         missing = (self._middle() - self.b - self.pushed(strength)) / _positive(self.gamma)
         missing = torch.where(missing > 0, missing, torch.zeros_like(missing))
         if self.gamma == 0:
-            return torch.where(missing > 0, torch.inf, 0.0)
+            return torch.where(missing > 0, torch.inf, torch.zeros_like(missing))
         return ungrown(missing, self.alpha, self.form)
 
     def boundary(self, evidence: Any) -> Tensor:
@@ -181,13 +181,16 @@ class Belief:
         return self._solved(self._middle() - self.b - self.gamma * self.grown(evidence))
 
     def boundary_slope(self, strength: Any) -> Tensor:
-        """Return dN*/dm, 0 where the log-odds are above 0 without evidence (one vector)."""
+        """Return dN*/dm (one vector).
+
+        0 where the log-odds are above 0 without evidence, NaN where no evidence is enough.
+        """
         m = array(strength).clone().requires_grad_(True)
         with torch.enable_grad():
             pushed = self.slopes[0] * (m if self.decay is None else self.decay(m) * m)
             missing = ((self._middle() - self.b - pushed) / _positive(self.gamma)).clamp(min=0)
             (slope,) = torch.autograd.grad(ungrown(missing, self.alpha, self.form).sum(), m)
-        return slope
+        return torch.where(self.crossover(strength).isinf(), torch.nan, slope)
 
     def slope_at_boundary(self, strength: Any = 0.0) -> Tensor:
         """Return dp/dN at N*: how abruptly the behaviour flips as examples come in."""

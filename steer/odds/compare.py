@@ -240,8 +240,7 @@ def _maximised(data: Data, columns: Tensor) -> tuple[Tensor, Tensor]:
 def _loss(data: Data, latent: Tensor) -> float:
     if data.is_log_odds:
         return float((data.weight * (latent - data.outcome) ** 2).sum())
-    softplus = torch.nn.functional.softplus(latent)
-    return float((data.weight * (softplus - data.outcome * latent)).sum())
+    return _cross_entropy(data, latent)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -252,7 +251,11 @@ class Comparison:
     """Mean absolute error in nats, by name."""
     correlations: Mapping[str, float]
     aic: Mapping[str, float]
-    """Akaike's criterion of the law and of the rivals that are linear in their parameters."""
+    """Akaike's criterion of the law and of the rivals that are linear in their parameters: of the
+    likelihood of the outcomes, Gaussian for log-odds and Bernoulli else."""
+    log_loss: Mapping[str, float]
+    """Mean held-out cross-entropy of a trial in nats; the outcome of log-odds is their
+    probability."""
 
     @property
     def best(self) -> str:
@@ -262,31 +265,47 @@ class Comparison:
     def __repr__(self) -> str:
         """Print one line for each, the best first."""
         order = sorted(self.errors, key=lambda name: self.errors[name])
-        lines = [f"{'':26}{'error (nats)':>13}{'r':>7}{'AIC':>9}"]
+        lines = [f"{'':26}{'error (nats)':>13}{'r':>7}{'log-loss':>10}{'AIC':>9}"]
         for name in order:
             aic = f"{self.aic[name]:>9.1f}" if name in self.aic else ""
-            lines.append(f"{name:26}{self.errors[name]:>13.3f}{self.correlations[name]:>7.3f}{aic}")
+            lines.append(
+                f"{name:26}{self.errors[name]:>13.3f}{self.correlations[name]:>7.3f}"
+                f"{self.log_loss[name]:>10.4f}{aic}"
+            )
         return "\n".join([*lines, f"Least held-out error: {self.best}."])
 
 
 def compare(train: Data, held_out: Data) -> Comparison:
     """Return how well the law and its rivals, fitted on some observations, predict others."""
     rivals: dict[str, Rival] = {"law": law, **BASELINES}
-    errors, correlations, aic = {}, {}, {}
+    errors, correlations, aic, log_loss = {}, {}, {}, {}
     truth = held_out.log_odds
     for name, rival in rivals.items():
         predictor = rival(train)
         predicted = predictor(held_out.evidence, held_out.strength)
         errors[name] = float((predicted - truth).abs().mean())
         correlations[name] = correlation(predicted, truth)
+        log_loss[name] = _cross_entropy(held_out, predicted) / float(held_out.weight.sum())
         if name in _PARAMETERS:
-            left = train.log_odds - predictor(train.evidence, train.strength)
-            variance = float((left**2).mean())
-            aic[name] = len(train) * math.log(max(variance, 1e-300)) + 2 * _PARAMETERS[name]
-    return Comparison(errors, correlations, aic)
+            deviance = _deviance(train, predictor(train.evidence, train.strength))
+            aic[name] = deviance + 2 * _PARAMETERS[name]
+    return Comparison(errors, correlations, aic, log_loss)
 
 
 _PARAMETERS = {"law": 4, "no_discount": 3, "additive_in_probability": 4, "free_interaction": 5}
+
+
+def _deviance(data: Data, latent: Tensor) -> float:
+    """Return -2 log-likelihood, up to a constant of the data; the Gaussian variance is fitted."""
+    if not data.is_log_odds:
+        return 2 * _cross_entropy(data, latent)
+    return len(data) * math.log(max(_loss(data, latent) / len(data), 1e-300))
+
+
+def _cross_entropy(data: Data, latent: Tensor) -> float:
+    """Return the cross-entropy of all trials in nats."""
+    share = data.outcome.sigmoid() if data.is_log_odds else data.outcome
+    return float((data.weight * (torch.nn.functional.softplus(latent) - share * latent)).sum())
 
 
 def correlation(x: Tensor, y: Tensor) -> float:

@@ -5,11 +5,13 @@ be told: two parameters that trade against each other leave one small.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steer.errors import BeliefError
+from steer.odds.belief import array
 
 HARDLY = 1e3
 """Condition number of the scaled Jacobian above which two parameters are told apart only barely."""
@@ -30,10 +32,10 @@ class Design:
         return "\n".join(said) if said else "a, b, gamma and alpha are identified."
 
 
-def identified(evidence: Tensor, strength: Tensor, alpha: float = 0.5) -> Design:
+def identified(evidence: Any, strength: Any, alpha: float = 0.5) -> Design:
     """Return what the cells [n] and [n] or [n, vector] identify of a law with about this alpha."""
-    n = evidence.double()
-    m = strength.double()
+    n = array(evidence)
+    m = array(strength)
     m = m[:, None] if m.ndim == 1 else m
     missing, weak = [], []
     for at, column in enumerate(m.T):

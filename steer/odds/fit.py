@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from steer.errors import BeliefError
-from steer.odds.belief import Belief, Decay, Form, Range, array, grown
+from steer.odds.belief import Belief, Decay, Form, array, grown
 from steer.odds.design import require_identified
 
 OutcomeIs = Literal["log_odds", "probability", "counts"]
@@ -109,6 +109,11 @@ def data_of(
             f"Evidence {tuple(n.shape)}, strength {tuple(array(strength).shape)} and outcome "
             f"{tuple(y.shape)} do not fit: each observation has one of each. Flatten the grid, for "
             "example by numpy.meshgrid(...) and .ravel()."
+        )
+    if not len(n):
+        raise BeliefError(
+            "No observations were given. A belief has four parameters, which need at least three "
+            "amounts of evidence crossed with two strengths."
         )
     for what, values in (("evidence", n), ("strength", m), ("outcome", y), ("trials", count)):
         if not bool(torch.isfinite(values).all()):
@@ -206,6 +211,10 @@ def fitted(
     data: Data, *, decay: bool = False, bounded: bool = False, form: Form = "power"
 ) -> Belief:
     """Return the belief that fits checked data best."""
+    # In units of the largest strength: the minimiser's stopping rule would else see the user's.
+    largest = data.strength.abs().amax(0)
+    unit = torch.where(largest > 0, largest.max() if decay else largest, 1.0)
+    whole, data = data, replace(data, strength=data.strength / unit)
     n_vectors = data.strength.shape[1]
     a, b, gamma, alpha = projected(data, form)
     start = [*a.tolist(), b, _softminus(gamma), _unsquashed(alpha)]
@@ -224,12 +233,25 @@ def fitted(
         jac=True,
         method="L-BFGS-B",
         bounds=model.bounds,
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000, "maxfun": 20000},
     )
-    belief = model.belief(torch.from_numpy(found.x))
+    belief = _in_units(model.belief(torch.from_numpy(found.x)), unit, whole)
     if data.question is not None and data.is_log_odds:
-        left = data.log_odds - belief.log_odds(data.evidence, _squeezed(data.strength))
+        left = data.log_odds - belief.log_odds(data.evidence, _squeezed(whole.strength))
         belief = replace(belief, spread=_spread(left, data.question))
     return belief
+
+
+def _in_units(belief: Belief, unit: Tensor, data: Data) -> Belief:
+    """Return a belief fitted in another unit of strength, in the unit of the data."""
+    low, high = valid = (float(data.strength.min()), float(data.strength.max()))
+    faded, one = belief.decay, float(unit[0])
+    if faded is not None:
+        faded = replace(faded, below=faded.below * one, above=faded.above * one)
+        reach = faded.within(LEAST_EFFECT)
+        valid = (max(reach[0], low), min(reach[1], high))
+    a = belief.slopes / unit
+    return replace(belief, a=a, decay=faded, strength_range=(low, high), valid=valid)
 
 
 def projected(data: Data, form: Form = "power") -> tuple[Tensor, float, float, float]:
@@ -333,12 +355,6 @@ class _Model:
     def belief(self, free: Tensor) -> Belief:
         p = {name: value.detach() for name, value in self._parts(free).items()}
         faded = Decay(float(p["below"]), float(p["above"])) if self.decay else None
-        m = self.data.strength
-        ranged: Range = (float(m.min()), float(m.max()))
-        valid = ranged
-        if faded is not None:
-            low, high = faded.within(LEAST_EFFECT)
-            valid = (max(low, ranged[0]), min(high, ranged[1]))
         n = self.data.evidence
         return Belief(
             p["a"],
@@ -351,8 +367,6 @@ class _Model:
             faded,
             float(p.get("spread", 0.0)),
             (float(n.min()), float(n.max())),
-            ranged,
-            valid,
         )
 
 

@@ -4,6 +4,7 @@ Fisher scoring of the law with all resamples (or all values of a profile) as one
 probabilities and counts the Bernoulli likelihood, for log-odds the Gaussian one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,11 +13,16 @@ from scipy.special import chdtri
 from torch import Tensor
 
 from steer.errors import BeliefError
-from steer.odds.fit import Data, projected
+from steer.odds.belief import grown
+from steer.odds.fit import Data
 
 NAMES = ("a", "b", "gamma", "alpha")
-ROUNDS = 25
-LEAST_GAMMA, MOST_ALPHA = 1e-4, 0.995
+ROUNDS = 60
+"""At most this many steps; most fits stop after five to ten."""
+LEAST_GAMMA, LEAST_ALPHA, MOST_ALPHA = 1e-4, -3.0, 0.995
+_ADJUSTMENTS = 16
+_RIDGE = 1 - torch.logspace(math.log10(1 - MOST_ALPHA), math.log10(1 - LEAST_ALPHA), 121).double()
+"""Geometric in 1 - alpha: b and gamma grow as its inverse where they trade against each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,8 @@ def profile(data: Data, name: str, *, level: float = 0.95, points: int = 81) -> 
     """Return the likelihood interval of one parameter, the others fitted anew at each value.
 
     It shows what a bootstrap hides: parameters that trade against each other have long, lopsided
-    intervals. Observations count as independent; where questions differ, use `bootstrap`.
+    intervals. An end is infinite (0 for gamma, 1 for alpha) where the data set no bound on that
+    side. Observations count as independent; where questions differ, use `bootstrap`.
 
     Raises:
         BeliefError: an unknown parameter, or several vectors.
@@ -81,39 +88,118 @@ def profile(data: Data, name: str, *, level: float = 0.95, points: int = 81) -> 
     if name not in NAMES:
         raise BeliefError(f"There is no parameter {name!r}; they are {', '.join(NAMES)}.")
     at = NAMES.index(name)
-    best = estimates(data)
-    jacobian, weight = _linearised(data, best[None], data.weight[None])
-    information = (jacobian * weight[..., None]).transpose(1, 2) @ jacobian
-    noise = _noise(data, best)
-    reach = 5 * float((torch.linalg.pinv(information)[0, at, at] * noise).sqrt())
-    values = best[at] + torch.linspace(-reach, reach, points).double()
-    values = values.clamp(min=LEAST_GAMMA) if name == "gamma" else values
-    values = values.clamp(max=MOST_ALPHA) if name == "alpha" else values
-    starts = best.repeat(points, 1)
-    starts[:, at] = values
-    free = torch.arange(4) != at
-    found = scored(data, starts, data.weight.expand(points, -1), free=free)
-    rise = (_deviance(data, found) - _deviance(data, best[None])) / noise
+    best, ridge = estimates(data), _ridge(data)
     bound = float(chdtri(1, 1 - level))
-    return Interval(float(best[at]), *_crossings(values, rise, bound, float(best[at])))
+    side = torch.tensor([-1.0, 1.0]).double()
+    reach = torch.full((2,), 5.0).double()
+    values = rise = torch.zeros(0).double()
+    for _ in range(_ADJUSTMENTS):
+        tangent, error = _tangent(data, best, at)
+        values, rise, found = _risen(data, best, at, (tangent, ridge), side * reach * error, points)
+        if float(rise.min()) < -1e-6:  # the path found a better fit: measure from there
+            best = found[int(rise.argmin())]
+            values, rise = (
+                values[:0],
+                rise[:0],
+            )  # were this the last round: no bound, not a wrong one
+            continue
+        factor = _better_reach(values, rise > bound, best[at], at)
+        if bool((factor == 1).all()):
+            break
+        reach = reach * factor
+    return Interval(float(best[at]), *_crossings(values, rise, bound, float(best[at]), at))
 
 
-def _crossings(values: Tensor, rise: Tensor, bound: float, best: float) -> tuple[float, float]:
-    """Return where the deviance has risen by the bound on either side, straight between points."""
+def _tangent(data: Data, best: Tensor, at: int) -> tuple[Tensor, float]:
+    """Return how all parameters move with one along its profile, and its standard error."""
+    jacobian, weight = _linearised(data, best[None], data.weight[None])
+    information = ((jacobian * weight[..., None]).transpose(1, 2) @ jacobian)[0]
+    # Scaled to a unit diagonal: a pseudo-inverse would call a long ridge well known.
+    size = information.diagonal().clamp(min=1e-300).sqrt()
+    scaled = information / size[:, None] / size + 1e-10 * torch.eye(4).double()
+    covariance = torch.linalg.inv(scaled) / size[:, None] / size
+    error = math.sqrt(max(float(covariance[at, at]) * _noise(data, best), 1e-300))
+    return covariance[:, at] / covariance[at, at], error
+
+
+def _risen(
+    data: Data, best: Tensor, at: int, hints: tuple[Tensor, Tensor], ends: Tensor, points: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values of one parameter, the rise of the deviance at each, and the fits."""
+    half = points // 2
+    share = torch.linspace(0, 1, half + 1).double()
+    steps = torch.cat([(share[1:] * ends[0]).flip(0), share * ends[1]])
+    values = (best[at] + steps).clamp(_least(at), _most(at))
+    tangent, ridge = hints
+    along = _bounded(best + (values - best[at])[:, None] * tangent)
+    near = _on_ridge(data, ridge, values, at)
+    own = torch.arange(4) == at
+    along, near = (torch.where(own, values[:, None], start) for start in (along, near))
+    straight = _loss(data, along, data.weight) < _loss(data, near, data.weight)
+    starts = torch.where(straight[:, None], along, near)
+    found = scored(data, starts, data.weight.expand(len(values), -1), free=~own)
+    rise = (_deviance(data, found) - _deviance(data, best[None])) / _noise(data, best)
+    return values, rise, found
+
+
+def _better_reach(values: Tensor, over: Tensor, best: Tensor, at: int) -> Tensor:
+    """Return [2]: how much further, or less far, to look below and above.
+
+    Further where the bound is not met and the parameter can still move; less far where it is met
+    within the first few values, which then say little of where.
+    """
+    factor = torch.ones(2).double()
+    for end, mine in enumerate((values < best, values > best)):
+        met = over[mine].flip(0) if end == 0 else over[mine]
+        edge = bool(values[0] <= _least(at)) if end == 0 else bool(values[-1] >= _most(at))
+        first = int(met.to(torch.int8).argmax()) if bool(met.any()) else len(met)
+        if first == len(met):
+            factor[end] = 1.0 if edge else 4.0
+        elif first < len(met) // 5:
+            factor[end] = 2.0 * (first + 1) / len(met)
+    return factor
+
+
+def _on_ridge(data: Data, ridge: Tensor, values: Tensor, at: int) -> Tensor:
+    """Return [value, 4]: points of the ridge with these values, straight between its grid."""
+    one, two = ridge[:-1], ridge[1:]
+    loss = _loss(data, ridge, data.weight)
+    between = (values[:, None] - one[:, at]) * (values[:, None] - two[:, at]) <= 0
+    chosen = torch.where(between, loss[:-1] + loss[1:], torch.inf).argmin(1)
+    one, two = one[chosen], two[chosen]
+    gap = two[:, at] - one[:, at]
+    share = torch.where(gap == 0, 0.0, (values - one[:, at]) / gap)[:, None]
+    nearest = ridge[(values[:, None] - ridge[:, at]).abs().argmin(1)]
+    return torch.where(between.any(1)[:, None], one + share * (two - one), nearest)
+
+
+def _least(at: int) -> float:
+    return {2: LEAST_GAMMA, 3: LEAST_ALPHA}.get(at, -math.inf)
+
+
+def _most(at: int) -> float:
+    return MOST_ALPHA if at == 3 else math.inf
+
+
+def _crossings(
+    values: Tensor, rise: Tensor, bound: float, best: float, at: int
+) -> tuple[float, float]:
+    """Return where the deviance has risen by the bound on either side, or the parameter's end."""
     ends = []
-    for side in (-1, 1):
-        mine = ((values - best) * side) >= 0
-        x, y = values[mine], rise[mine]
+    natural = (0.0 if at == 2 else -math.inf, 1.0 if at == 3 else math.inf)
+    for side, end in zip((-1, 1), natural, strict=True):
+        mine = ((values - best) * side) > 0
+        x, y = values[mine], rise[mine].clamp(min=0).sqrt()
         order = torch.argsort((x - best).abs())
         x, y = x[order], y[order]
-        over = (y > bound).nonzero()[:, 0]
+        over = (y > math.sqrt(bound)).nonzero()[:, 0]
         if not len(over):
-            ends.append(float(x[-1]) if len(x) else best)
+            ends.append(end)
             continue
-        at = int(over[0])
-        x0, y0 = (best, 0.0) if at == 0 else (float(x[at - 1]), float(y[at - 1]))
-        share = (bound - y0) / max(float(y[at]) - y0, 1e-300)
-        ends.append(x0 + share * (float(x[at]) - x0))
+        first = int(over[0])
+        x0, y0 = (best, 0.0) if first == 0 else (float(x[first - 1]), float(y[first - 1]))
+        share = (math.sqrt(bound) - y0) / max(float(y[first]) - y0, 1e-300)
+        ends.append(x0 + share * (float(x[first]) - x0))
     return ends[0], ends[1]
 
 
@@ -128,9 +214,26 @@ def estimates(data: Data) -> Tensor:
             f"Intervals are for one steering vector, but the data have {data.strength.shape[1]}. "
             "Take the observations in which one of them varies."
         )
-    a, b, gamma, alpha = projected(data)
-    start = torch.tensor([float(a[0]), b, gamma, alpha]).double()
+    ridge = _ridge(data)
+    start = ridge[int(_loss(data, ridge, data.weight).argmin())]
     return scored(data, start, data.weight[None])[0]
+
+
+def _ridge(data: Data) -> Tensor:
+    """Return [alpha, 4]: the best fit at each of a grid of alphas.
+
+    With alpha fixed the likelihood has one maximum, so these are found from anywhere; where
+    parameters trade against each other they trace the ridge that a search would creep along.
+    """
+    g = torch.stack([grown(data.evidence, float(alpha), "power") for alpha in _RIDGE])
+    plain = torch.stack([data.strength[:, 0], torch.ones_like(data.evidence)], dim=1)
+    columns = torch.cat([plain.expand(len(g), -1, -1), g[..., None]], dim=-1)
+    root = data.information.sqrt()
+    target = (data.log_odds * root)[:, None].expand(len(g), -1, -1)
+    solved = torch.linalg.lstsq(columns * root[:, None], target).solution[..., 0]
+    starts = _bounded(torch.cat([solved, _RIDGE[:, None]], dim=1))
+    free = torch.tensor([True, True, True, False])
+    return scored(data, starts, data.weight.expand(len(starts), -1), free=free)
 
 
 def scored(data: Data, start: Tensor, weight: Tensor, *, free: Tensor | None = None) -> Tensor:
@@ -142,25 +245,51 @@ def scored(data: Data, start: Tensor, weight: Tensor, *, free: Tensor | None = N
         weight: [resample, n].
         free: [4] bool: which parameters move; None is all.
     """
-    theta = start.expand(len(weight), 4).clone()
+    theta = _bounded(start.expand(len(weight), 4))
     moving = torch.ones(4, dtype=torch.bool) if free is None else free
     worst = _loss(data, theta, weight)
     damping = torch.full((len(weight), 1, 1), 1e-6).double()
     for _ in range(ROUNDS):
         jacobian, w = _linearised(data, theta, weight)
-        jacobian = jacobian * moving
         left = _residual(data, theta) * weight
-        gram = (jacobian * w[..., None]).transpose(1, 2) @ jacobian
         gradient = (jacobian.transpose(1, 2) @ left[..., None])[..., 0]
+        held = ~moving | _pressed(theta, gradient)
+        jacobian, gradient = jacobian * ~held[:, None], torch.where(held, 0.0, gradient)
+        gram = (jacobian * w[..., None]).transpose(1, 2) @ jacobian
         scale = gram.diagonal(dim1=1, dim2=2).clamp(min=1e-9)
         step = torch.linalg.solve(gram + damping * torch.diag_embed(scale) + _tiny(), gradient)
-        tried = _bounded(theta + torch.where(moving, step, 0.0))
+        step = torch.where(held, 0.0, step) * _room(theta, step)[:, None]
+        tried = _bounded(theta + step)
         loss = _loss(data, tried, weight)
         better = loss <= worst
+        gain = (gradient * (tried - theta)).sum(-1)
         theta = torch.where(better[:, None], tried, theta)
         worst = torch.where(better, loss, worst)
+        still = (gain <= 1e-11 * (1 + worst.abs())) & (damping[:, 0, 0] < 1e-2)
+        if bool(still.all()):
+            break
         damping = torch.where(better[:, None, None], damping / 3, damping * 10).clamp(1e-9, 1e6)
     return theta
+
+
+def _pressed(theta: Tensor, gradient: Tensor) -> Tensor:
+    """Return which parameters lie at a bound and are pressed against it, [resample, 4]."""
+    gamma, alpha = theta[:, 2], theta[:, 3]
+    # A step that ends at a bound lands within rounding of it.
+    low = (gamma <= LEAST_GAMMA + 1e-9) & (gradient[:, 2] < 0)
+    ends = ((alpha <= LEAST_ALPHA + 1e-9) & (gradient[:, 3] < 0)) | (
+        (alpha >= MOST_ALPHA - 1e-9) & (gradient[:, 3] > 0)
+    )
+    return torch.stack([torch.zeros_like(low), torch.zeros_like(low), low, ends], dim=-1)
+
+
+def _room(theta: Tensor, step: Tensor) -> Tensor:
+    """Return the share of each step, [resample], that stays within the bounds."""
+    least = torch.tensor([-math.inf, -math.inf, LEAST_GAMMA, LEAST_ALPHA]).double()
+    most = torch.tensor([math.inf, math.inf, math.inf, MOST_ALPHA]).double()
+    ahead = torch.where(step < 0, least - theta, most - theta)
+    share = torch.where(step == 0, torch.inf, ahead / step)
+    return share.clamp(min=0, max=1).amin(-1)
 
 
 def _tiny() -> Tensor:
@@ -169,7 +298,9 @@ def _tiny() -> Tensor:
 
 def _bounded(theta: Tensor) -> Tensor:
     a, b, gamma, alpha = theta.unbind(-1)
-    return torch.stack([a, b, gamma.clamp(min=LEAST_GAMMA), alpha.clamp(-3.0, MOST_ALPHA)], dim=-1)
+    return torch.stack(
+        [a, b, gamma.clamp(min=LEAST_GAMMA), alpha.clamp(LEAST_ALPHA, MOST_ALPHA)], dim=-1
+    )
 
 
 def _latent(data: Data, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,3 +164,12 @@ def test_parameters_that_make_no_law_are_refused(values, says):
 def test_negative_evidence_is_refused():
     with pytest.raises(steer.BeliefError, match="cannot be negative"):
         PLAIN.log_odds(torch.tensor([1.0, -2.0]))
+
+
+def test_without_weight_of_evidence_there_is_a_boundary_only_in_strength():
+    law = Belief(a=2.0, b=-1.0, gamma=0.0, alpha=0.5)
+    found = law.crossover([0.2, 0.7])
+    assert found.dtype == torch.float64
+    assert found.tolist() == [math.inf, 0.0]
+    assert law.boundary_slope([0.2, 0.7]).isnan().tolist() == [True, False]
+    assert float(law.boundary(7.0)) == 0.5

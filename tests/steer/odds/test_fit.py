@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import curve_fit, minimize
+from scipy.stats import chi2
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import log_loss
 
 import steer
 from steer.belief import Belief, Decay, additivity, bootstrap, compare, data_of, fit, profile
+from steer.odds.fit import fitted
 
 EVIDENCE = torch.tensor([0.0, 1, 2, 4, 8, 16, 32, 64, 128]).double()
 STRENGTH = torch.linspace(-1, 1, 9).double()
@@ -97,11 +100,17 @@ def test_the_order_of_rows_changes_no_bit(noisy, gen: torch.Generator):
     assert one.digest == two.digest
 
 
-def test_another_unit_of_strength_rescales_a(noisy):
-    n, m, y, _ = noisy
-    one, two = fit(n, m, y), fit(n, 10 * m, y)
-    assert float(two.slopes[0]) == pytest.approx(float(one.slopes[0]) / 10, rel=1e-3)
-    torch.testing.assert_close(two.log_odds(n, 10 * m), one.log_odds(n, m), rtol=0, atol=2e-3)
+@pytest.mark.parametrize("unit", [1e-3, 10.0, 1e4])
+@pytest.mark.parametrize("decay", [False, True])
+def test_another_unit_of_strength_rescales_a_and_nothing_else(counts, unit, decay):
+    n, m, k, _ = counts
+    one = fit(n, m, k, trials=20, outcome_is="counts", decay=decay)
+    two = fit(n, unit * m, k, trials=20, outcome_is="counts", decay=decay)
+    assert unit * float(two.slopes[0]) == pytest.approx(float(one.slopes[0]), rel=1e-6)
+    assert one.valid is not None
+    assert two.valid is not None
+    assert [x / unit for x in two.valid] == pytest.approx(one.valid, rel=1e-6)
+    torch.testing.assert_close(two.log_odds(n, unit * m), one.log_odds(n, m), rtol=0, atol=1e-6)
 
 
 def test_fading_steering_is_recovered_with_where_it_is_valid():
@@ -168,6 +177,47 @@ def test_a_profile_is_the_likelihood_ratio_interval_of_a_brute_force_grid(noisy)
     assert found.hi == pytest.approx(float(inside.max()), abs=2e-3)
 
 
+@pytest.mark.parametrize("amounts", [[0.0, 1, 2, 4], [2.0, 3, 4]], ids=["narrow", "no zero"])
+def test_a_profile_of_a_design_that_hardly_tells_is_as_wide_as_brute_force(amounts, gen):
+    grid = torch.meshgrid(torch.tensor(amounts), torch.linspace(-1, 1, 5), indexing="ij")
+    n, m = (x.flatten().double() for x in grid)
+    drawn = torch.rand(400, len(n), generator=gen, dtype=torch.float64) < TRUE.posterior(n, m)
+    k = drawn.sum(0).double()
+    alphas = np.linspace(-2.95, 0.99, 60)
+    deviance = []
+    for alpha in alphas:  # sklearn on scaled columns: at a fixed alpha the likelihood is convex
+        g = torch.where(n > 0, n.clamp(min=1e-9) ** (1 - float(alpha)), 0.0).numpy()
+        x = np.stack([m.numpy(), (g - g.mean()) / g.std()], axis=1)
+        labels, weights = np.repeat([1, 0], len(x)), np.concatenate([k, 400 - k])
+        model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+        z = model.fit(np.concatenate([x, x]), labels, sample_weight=weights).decision_function(x)
+        positive = model.coef_[0, 1] > 0
+        loss = 2 * float(np.sum(400 * np.logaddexp(0, z) - k.numpy() * z))
+        deviance.append(loss if positive else math.inf)
+    inside = alphas[np.array(deviance) <= min(deviance) + 3.8415]
+    found = profile(data_of(n, m, k, trials=400, outcome_is="counts"), "alpha")
+    step = float(alphas[1] - alphas[0])
+    for ours, theirs, limit in (
+        (found.lo, inside.min(), alphas[0]),
+        (found.hi, inside.max(), 0.99),
+    ):
+        if theirs == limit:
+            assert abs(ours) >= abs(limit)
+        else:
+            assert abs(ours - float(theirs)) <= 1.1 * step
+
+
+def test_a_ridge_gives_no_false_certainty(gen: torch.Generator):
+    grid = torch.meshgrid(torch.tensor([2.0, 3, 4]), torch.linspace(-1, 1, 5), indexing="ij")
+    n, m = (x.flatten().double() for x in grid)
+    drawn = torch.rand(10, len(n), generator=gen, dtype=torch.float64) < TRUE.posterior(n, m)
+    data = data_of(n, m, drawn.sum(0), trials=10, outcome_is="counts")
+    b, alpha = profile(data, "b"), profile(data, "alpha")
+    assert b.hi - b.lo > 10
+    assert alpha.hi - alpha.lo > 1
+    assert profile(data, "a").holds(2.0)
+
+
 def test_intervals_hold_the_truth_and_have_a_width(counts):
     n, m, k, q = counts
     data = data_of(n, m, k, trials=20, outcome_is="counts", question=q)
@@ -200,6 +250,26 @@ def test_additivity_is_kept_where_it_holds_and_refused_where_not(gen: torch.Gene
     crossed = additivity(data_of(n, m, y + 0.3 * m * n**0.4))
     assert crossed.p < 1e-6
     assert crossed.interaction == pytest.approx(0.3, rel=0.1)
+
+
+def test_the_test_of_additivity_is_the_gaussian_closed_form(noisy):
+    n, m, y, _ = noisy
+
+    def law(x, a, b, gamma, alpha):
+        return a * x[1] + b + gamma * np.where(x[0] > 0, x[0], 1.0) ** (1 - alpha) * (x[0] > 0)
+
+    (*_, alpha), _ = curve_fit(law, np.stack([n, m]), y.numpy(), p0=[1, 0, 1, 0.5])
+    g = np.where(n > 0, n, 1.0) ** (1 - alpha) * (n.numpy() > 0)
+    bend = g * np.log(np.maximum(n.numpy(), 1.0))
+    columns = [m.numpy(), np.ones_like(g), g, bend, m.numpy() * g]
+
+    def squares(x):
+        return float(np.linalg.lstsq(np.stack(x, axis=1), y.numpy(), rcond=None)[1][0])
+
+    wanted = len(n) * math.log(squares(columns[:4]) / squares(columns))
+    found = additivity(data_of(n, m, y))
+    assert found.statistic == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    assert found.p == pytest.approx(chi2.sf(wanted, 1), abs=1e-3)
 
 
 def test_the_additivity_test_rejects_about_as_often_as_it_says(gen: torch.Generator):
@@ -239,6 +309,23 @@ def test_the_law_wins_where_it_holds_and_loses_where_a_rival_does(noisy):
     assert "Least held-out error" in repr(table)
 
 
+def test_the_held_out_log_loss_is_scikit_learns(counts):
+    n, m, k, _ = counts
+    data = data_of(n, m, k, trials=20, outcome_is="counts")
+    seen = data.evidence <= 32
+    train, held_out = data.take(seen), data.take(~seen)
+    table = compare(train, held_out)
+    p = fitted(train).posterior(held_out.evidence, held_out.strength[:, 0]).numpy()
+    labels = np.repeat([1, 0], len(p))
+    share = held_out.outcome.numpy()
+    wanted = log_loss(labels, np.concatenate([p, p]), sample_weight=[*share, *(1 - share)])
+    assert table.log_loss["law"] == pytest.approx(wanted, rel=1e-9)
+    p = fitted(train).posterior(train.evidence, train.strength[:, 0]).numpy()
+    y = train.outcome.numpy()
+    deviance = -2 * 20 * float(np.sum(y * np.log(p) + (1 - y) * np.log1p(-p)))
+    assert table.aic["law"] == pytest.approx(deviance + 8, rel=1e-9)
+
+
 # -- refusals ----------------------------------------------------------------------------------
 
 
@@ -256,7 +343,7 @@ def test_designs_that_cannot_tell_are_refused_with_the_cells_to_add(n, m, says):
 
 
 def test_a_narrow_range_of_evidence_is_pointed_out():
-    said = repr(steer.belief.identified(torch.tensor([4.0, 6, 8]), torch.tensor([0.0, 1, 2])))
+    said = repr(steer.belief.identified([4.0, 6, 8], [0.0, 1, 2]))
     assert "trade against each other" in said or "told apart" in said
 
 
@@ -267,6 +354,7 @@ def test_a_narrow_range_of_evidence_is_pointed_out():
         ({"outcome": [3, 4], "outcome_is": "counts"}, "need trials"),
         ({"outcome": [0.1, float("nan")]}, "not finite"),
         ({"outcome": [0.1, 0.2, 0.3]}, "do not fit"),
+        ({"outcome": [], "evidence": [], "strength": []}, "No observations"),
         ({"outcome": [0.1, 0.2], "evidence": [-1.0, 0.0]}, "cannot be negative"),
         ({"outcome": [0.1, 0.2], "question": [1]}, "question ids"),
     ],

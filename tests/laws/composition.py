@@ -110,7 +110,7 @@ def composed(setting: Setting, row: int) -> Sequence[Intervention]:
             setting.belief,
             later,
             setting.direction(f"believed {row}"),
-            0.4 + 0.1 * row,
+            -0.4 - 0.1 * row,  # evidence speaks for the concept, so none of it meets the target
             steer.belief.Count(tuple(range(row, lm.registry.layout.d_vocab, 3))),
             steer.belief.outcome([7 + row], [17]),
             steer.OUTPUT,

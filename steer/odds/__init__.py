@@ -23,6 +23,11 @@ from steer.odds.observers import ChangePoint as ChangePoint
 from steer.odds.observers import Exact as Exact
 from steer.odds.observers import Forgetting as Forgetting
 from steer.odds.observers import NormalInverseGamma as NormalInverseGamma
+from steer.odds.rational import Rational as Rational
+from steer.odds.rational import Trained as Trained
+from steer.odds.rational import complexity as complexity
+from steer.odds.rational import fit_rational as fit_rational
+from steer.odds.rational import nearest_mixture as nearest_mixture
 from steer.odds.space import Embedding as Embedding
 from steer.odds.space import Entanglement as Entanglement
 from steer.odds.space import Trajectory as Trajectory

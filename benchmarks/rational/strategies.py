@@ -1,0 +1,95 @@
+"""What the Bayesian predictors do in a setting: their predictions, losses and complexities."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.rational.settings import Batch, Setting
+from benchmarks.rational.train import Recipe, chosen
+from steer.odds import predictors
+from steer.odds.rational import Trained, complexity
+
+GRID = 1 / 64
+"""To which a memorised task is rounded when its bits are counted."""
+N_LOSS_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What is the same for all models of a setting."""
+
+    predicted: Tensor
+    """[diversity, predictor, row, position, outcome], on the tests."""
+    bits: Tensor
+    """[diversity, predictor]."""
+    losses: Tensor
+    """[diversity, predictor], on sequences like those of training, in nats."""
+
+
+def strategies(
+    setting: Setting,
+    pool: Mapping[str, Tensor],
+    recipe: Recipe,
+    tests: Batch,
+    draw: torch.Generator,
+) -> Seen:
+    """Return what the predictors do on tests, and what they cost."""
+    tasks = chosen(pool, recipe.diversities, N_LOSS_ROWS, draw)
+    like_training = setting.sequences(tasks, draw)
+    losses = _losses(setting, _asked(setting, pool, recipe, like_training), like_training)
+    predicted = _asked(setting, pool, recipe, tests)
+    bits = torch.tensor([_bits(_first(pool, n)) for n in recipe.diversities])
+    return Seen(predicted, bits, losses)
+
+
+def trained_data(setting: Setting, seen: Seen, recipe: Recipe, model: Tensor) -> Trained:
+    """Return models beside predictors, as the fit takes them."""
+    steps = torch.tensor(recipe.steps)
+    return Trained(
+        model, seen.predicted, steps, seen.bits, seen.losses, setting.readout, setting.noise
+    )
+
+
+def _first(pool: Mapping[str, Tensor], diversity: int) -> Mapping[str, Tensor]:
+    return {name: value[:diversity] for name, value in pool.items()}
+
+
+def _asked(setting: Setting, pool: Mapping[str, Tensor], recipe: Recipe, batch: Batch) -> Tensor:
+    """Return [diversity, predictor, row, position, outcome].
+
+    One call for each diversity: their numbers of tasks differ.
+    """
+    each = [
+        setting.predict(_first(pool, n), {name: x[at] for name, x in batch.raw.items()})
+        for at, n in enumerate(recipe.diversities)
+    ]
+    return torch.stack([torch.stack(list(found)) for found in each])
+
+
+def _losses(setting: Setting, predicted: Tensor, batch: Batch) -> Tensor:
+    """Return [diversity, predictor]: mean loss in nats, up to a constant shared by predictors."""
+    targets = batch.targets[:, None]
+    if setting.readout == "mean":
+        return ((predicted[..., 0] - targets) ** 2).mean((-2, -1)) / (2 * setting.noise**2)
+    at = targets[..., None].expand(*predicted.shape[:-1], 1)
+    return -predicted.gather(-1, at).clamp(min=1e-9).log().mean((-3, -2, -1))
+
+
+def _bits(tasks: Mapping[str, Tensor]) -> list[float]:
+    """Return the bits of the three predictors, in the order of PREDICTORS."""
+    kind = next(iter(tasks))
+    memorised, generalised = {
+        "urns": (predictors.urns_memorised, predictors.urns_generalised),
+        "weights": (predictors.regression_memorised, predictors.regression_generalised),
+        "means": (predictors.classes_memorised, predictors.classes_generalised),
+    }[kind]
+    whole = torch.cat([value.double().flatten() for value in tasks.values()])
+    nothing = torch.zeros(0)
+    return [
+        complexity(whole, inspect.getsource(memorised), step=GRID),
+        complexity(nothing, inspect.getsource(generalised), step=GRID),
+        complexity(nothing, "return constant", step=GRID),
+    ]

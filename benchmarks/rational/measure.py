@@ -26,6 +26,9 @@ from steer.odds.rational import Trained, fit_rational, nearest_mixture, weights_
 
 CONTROLS = ("fixed_mixture_over_law", "shuffled_over_law", "new_tasks_over_best")
 N_TESTS = 128
+"""Rows of the tests, at least."""
+N_TEST_POSITIONS = 1024
+"""Predictions of the tests, at least: a setting with one in each row gets more rows."""
 N_RESAMPLES = 500
 
 
@@ -69,16 +72,18 @@ def measure_rational(lm: steer.LM, options: Options) -> Outcome:
 def _setting(setting: Setting, recipe: Recipe, seed: int) -> Outcome:
     draw = torch.Generator().manual_seed(seed)
     pool = setting.pool(max(recipe.diversities), draw)
-    tests = setting.sequences(chosen(pool, recipe.diversities, N_TESTS, draw), draw)
-    fresh = setting.pool(N_TESTS, draw)
+    n_positions = len(range(setting.sizes[2])[setting.read_at])
+    n_tests = max(N_TESTS, N_TEST_POSITIONS // n_positions)
+    tests = setting.sequences(chosen(pool, recipe.diversities, n_tests, draw), draw)
+    fresh = setting.pool(n_tests, draw)
     new = {name: x.expand(len(recipe.diversities), *x.shape) for name, x in fresh.items()}
     unseen = setting.sequences(new, draw)
     model = trained(setting, pool, recipe, _both(tests, unseen), draw)
     seen = strategies(setting, pool, recipe, tests, draw)
-    data = trained_data(setting, seen, recipe, model[:, :, :N_TESTS].double())
+    data = trained_data(setting, seen, recipe, model[:, :, :n_tests].double())
     there = strategies(setting, pool, recipe, unseen, draw)
     elsewhere = trained_data(
-        setting, replace(seen, predicted=there.predicted), recipe, model[:, :, N_TESTS:].double()
+        setting, replace(seen, predicted=there.predicted), recipe, model[:, :, n_tests:].double()
     )
     return scored(data, elsewhere, recipe.diversities, seed)
 

@@ -16,7 +16,7 @@ from benchmarks.rational.transformer import Shape, Weights, initial, outputs
 class Recipe:
     """How the transformers are trained."""
 
-    diversities: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
+    diversities: tuple[int, ...] = (4, 8, 16, 32, 48, 64, 96, 128, 256)
     steps: tuple[int, ...] = (25, 50, 100, 200, 350, 600, 1000, 1600, 2400)
     """When the models are read."""
     n_rows: int = 64

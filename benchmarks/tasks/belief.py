@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from benchmarks.belief import persona, sentiment, simulated, steering, switch
+from benchmarks.belief import gaussian, persona, sentiment, simulated, steering, switch
 from benchmarks.result import Result
 from benchmarks.task import Task, task
 
@@ -41,6 +41,12 @@ def _draw_switch(result: Result, path: Path) -> list[Path]:
     from benchmarks.belief.switches.draw import draw_switch
 
     return draw_switch(result, path)
+
+
+def _draw_gaussian(result: Result, path: Path) -> list[Path]:
+    from benchmarks.belief.gaussian_draw import draw_gaussian
+
+    return draw_gaussian(result, path)
 
 
 @task(paper=PAPER, cost="no model needed (--model tiny-llama): about 3 min on 2 cores")
@@ -84,6 +90,17 @@ def belief_switch() -> Task:
         switch.measure_switch,
         switch.CONTROLS,
         _draw_switch,
+    )
+
+
+@task(paper="arXiv:2602.02315", cost="smollm2-135m: about 2 min on 1 core")
+def belief_gaussian() -> Task:
+    """Digits of a Gaussian whose mean switches."""
+    return Task(
+        "The mean of a list of digits switches: which ideal observer does the model resemble?",
+        gaussian.measure_gaussian,
+        gaussian.CONTROLS,
+        _draw_gaussian,
     )
 
 

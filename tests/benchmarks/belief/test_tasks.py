@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.belief import persona, sentiment, steering, switch
+from benchmarks.belief import gaussian, persona, sentiment, steering, switch
 from benchmarks.task import REGISTRY
 from benchmarks.tasks import belief
 
@@ -10,6 +10,7 @@ CONTROLS = {
     "belief_sentiment": sentiment.CONTROLS,
     "belief_persona": persona.CONTROLS,
     "belief_switch": switch.CONTROLS,
+    "belief_gaussian": gaussian.CONTROLS,
     "controller": steering.CONTROLS,
 }
 

@@ -22,7 +22,9 @@ def bare_twin(model: PreTrainedModel) -> PreTrainedModel:
     its own (pages, caches) that no number of pairs averages out. A copy of the wrapped model would
     copy what wrapping did to it. This one shares the storage and nothing else.
     """
-    with torch.random.fork_rng(devices=[]):
+    # Built where it will lie: the weights made here are thrown away, and on the host those of a
+    # large model would take minutes and twice its memory.
+    with torch.random.fork_rng(), model.device:
         twin = type(model)(copy.deepcopy(model.config))
     twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     twin.generation_config = copy.deepcopy(model.generation_config)

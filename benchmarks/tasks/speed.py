@@ -11,7 +11,7 @@ from pathlib import Path
 
 import steer
 from benchmarks.result import Outcome, Result
-from benchmarks.speed import capture, edit, idle, maps, path, rows, scaling
+from benchmarks.speed import capture, edit, gpu, idle, maps, path, rows, scaling
 from benchmarks.task import Options, Task, task
 
 PAPER = "no paper: engineering"
@@ -28,6 +28,15 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
     "speed_path": {"loop_over_ours_block26": 12, "loop_over_ours_block15": 18},
     "speed_heatmap": {"lens_over_ours": 40, "loop_over_ours": 25, "batched_over_ours": 9},
     "speed_heads": {"lens_over_ours": 10, "loop_over_ours": 8, "batched_over_ours": 4},
+    "speed_gpu": {
+        "edit_decode_over_bare": 1.02,
+        "idle_decode_over_bare": 1.0,
+        "path_loop_over_ours_block26": 12,
+        "path_loop_over_ours_block15": 18,
+        "heatmap_lens_over_ours": 40,
+        "heatmap_loop_over_ours": 25,
+        "heatmap_batched_over_ours": 9,
+    },
     "speed_scaling": {"wall_over_predicted": 1.25, "budget_peak_ratio": 1.1},
 }
 """By task and number: the ratio that is to be kept (at most, or in X_over_ours at least)."""
@@ -138,4 +147,14 @@ def speed_scaling() -> Task:
         scaling.measure_scaling,
         scaling.CONTROLS,
         _draw_scaling,
+    )
+
+
+@_declare(cost="one GPU with 80 GB (--model tiny-llama --device cuda): not measured yet")
+def speed_gpu() -> Task:
+    """Compiled decode and the sweeps, on the shape of an 8B model."""
+    return _speed_task(
+        "What does steering cost a compiled 8B model on a GPU, and what does a sweep save there?",
+        gpu.measure_gpu,
+        gpu.CONTROLS,
     )

@@ -43,6 +43,7 @@ from steer.odds import embed_distances as embed_distances
 from steer.odds import embed_states as embed_states
 from steer.odds import entanglement as entanglement
 from steer.odds import fit as fit
+from steer.odds import fit_concepts as fit_concepts
 from steer.odds import fit_rational as fit_rational
 from steer.odds import hellinger_distances as hellinger_distances
 from steer.odds import identified as identified

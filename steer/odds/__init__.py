@@ -13,6 +13,7 @@ from steer.odds.design import identified as identified
 from steer.odds.fit import Data as Data
 from steer.odds.fit import data_of as data_of
 from steer.odds.fit import fit as fit
+from steer.odds.fit_concepts import fit_concepts as fit_concepts
 from steer.odds.intervals import Interval as Interval
 from steer.odds.intervals import bootstrap as bootstrap
 from steer.odds.intervals import profile as profile

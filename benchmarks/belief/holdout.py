@@ -6,7 +6,7 @@ of its columns or rows and asked for the others.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 import steer
 from benchmarks import stats
 from benchmarks.belief.collect import Readings
+from steer.odds.belief import Form
+from steer.odds.design import require_identified
+from steer.odds.fit import fitted
 
 Array = NDArray[np.float64]
 
@@ -145,8 +148,8 @@ def fit_form(
     that is held out.
     """
     fits = [
-        steer.belief.fit(
-            evidence, strength, log_odds, decay=decay, form=form, intervention=intervention
+        replace(
+            _fit(evidence, strength, log_odds, decay=decay, form=form), intervention=intervention
         )
         for form in FORMS
     ]
@@ -167,9 +170,18 @@ def paper_law(*, decay: bool) -> Method:
     """Return the law in the form of the paper, a power of the evidence."""
 
     def method(evidence: Array, strength: Array, log_odds: Array) -> Fitted:
-        return _fitted(steer.belief.fit(evidence, strength, log_odds, decay=decay))
+        return _fitted(_fit(evidence, strength, log_odds, decay=decay, form="power"))
 
     return method
+
+
+def _fit(
+    evidence: Array, strength: Array, log_odds: Array, *, decay: bool, form: Form
+) -> steer.belief.Belief:
+    """Fit whatever there is: evidence that speaks against its concept is a result here."""
+    data = steer.belief.data_of(evidence, strength, log_odds)
+    require_identified(data.evidence, data.strength)
+    return fitted(data, decay=decay, form=form)
 
 
 def _fitted(belief: steer.belief.Belief) -> Fitted:

@@ -8,10 +8,10 @@ from steer.odds.compare import Comparison as Comparison
 from steer.odds.compare import additivity as additivity
 from steer.odds.compare import compare as compare
 from steer.odds.concepts import Concepts as Concepts
+from steer.odds.data import Data as Data
+from steer.odds.data import data_of as data_of
 from steer.odds.design import Design as Design
 from steer.odds.design import identified as identified
-from steer.odds.fit import Data as Data
-from steer.odds.fit import data_of as data_of
 from steer.odds.fit import fit as fit
 from steer.odds.fit_concepts import fit_concepts as fit_concepts
 from steer.odds.intervals import Interval as Interval

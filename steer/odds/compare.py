@@ -15,7 +15,8 @@ from torch import Tensor
 
 from steer.errors import BeliefError
 from steer.odds.belief import grown
-from steer.odds.fit import Data, fitted, projected
+from steer.odds.data import Data
+from steer.odds.fit import fitted, projected
 from steer.odds.intervals import estimates
 
 Predictor = Callable[[Tensor, Tensor], Tensor]

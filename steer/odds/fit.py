@@ -7,157 +7,24 @@ by least squares; cross-entropy weighs each outcome by what it can tell.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.optimize import minimize
 from torch import Tensor
 
-from steer.errors import BeliefError
-from steer.odds.belief import Belief, Decay, Form, array, grown
+from steer.odds.belief import Belief, Decay, Form, grown
+from steer.odds.data import SMOOTHING, Data, OutcomeIs, data_of, require_rising
 from steer.odds.design import require_identified
 
-OutcomeIs = Literal["log_odds", "probability", "counts"]
 ALPHAS = torch.linspace(-0.95, 0.98, 194, dtype=torch.float64)
-SMOOTHING = 1e-4
-"""Probabilities are kept this far from 0 and 1, where log-odds have no end."""
+STUCK = 1e-4
+"""A slope of the loss that no minimum has: the search is begun again from other alphas."""
 LEAST_EFFECT = 0.9
 """Share of its effect that steering must keep for a strength to count as valid."""
 _NODES = 15
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Data:
-    """Observations, checked: evidence [n], strength [n, vector], outcomes [n]."""
-
-    evidence: Tensor
-    strength: Tensor
-    outcome: Tensor
-    """Log-odds in nats, or the share of successes."""
-    weight: Tensor
-    """Trials behind each probability; 1 where none are given."""
-    kind: OutcomeIs = "log_odds"
-    question: Tensor | None = None
-    """[n]: 0, 1, ...: which question each is about."""
-
-    def __len__(self) -> int:
-        """Return the number of observations."""
-        return len(self.evidence)
-
-    @property
-    def log_odds(self) -> Tensor:
-        """[n]: the outcomes as log-odds."""
-        if self.kind == "counts":  # half a trial each side: log-odds stay finite
-            return torch.logit((self.outcome * self.weight + 0.5) / (self.weight + 1))
-        return self.outcome if self.kind == "log_odds" else torch.logit(self.outcome)
-
-    @property
-    def is_log_odds(self) -> bool:
-        """Whether the outcomes are log-odds already."""
-        return self.kind == "log_odds"
-
-    @property
-    def information(self) -> Tensor:
-        """[n]: weights of least squares on log-odds: trials times p(1 - p), or as given."""
-        p = self.log_odds.sigmoid()
-        return self.weight if self.is_log_odds else self.weight * p * (1 - p)
-
-    def take(self, rows: Tensor) -> "Data":
-        """Return some observations, by mask or by number."""
-        question = None if self.question is None else self.question[rows]
-        return Data(
-            self.evidence[rows],
-            self.strength[rows],
-            self.outcome[rows],
-            self.weight[rows],
-            self.kind,
-            question,
-        )
-
-
-def data_of(
-    evidence: Any,
-    strength: Any,
-    outcome: Any,
-    *,
-    trials: Any = None,
-    outcome_is: OutcomeIs = "log_odds",
-    question: Any = None,
-    smoothing: float = SMOOTHING,
-) -> Data:
-    """Return checked observations, sorted so that their order never matters.
-
-    Args:
-        evidence: [n], at least 0.
-        strength: [n], or [n, vector].
-        outcome: [n]: log-odds in nats, probabilities, or counts of successes.
-        trials: [n]: how many trials each probability or count is of.
-        outcome_is: what the outcomes are.
-        question: [n]: any ids; observations of one question share an intercept.
-        smoothing: how far probabilities are kept from 0 and 1; counts get half a trial each side.
-
-    Raises:
-        BeliefError: unequal lengths, values that are not finite or out of range.
-    """
-    n, m, y = array(evidence), array(strength), array(outcome)
-    m = m[:, None] if m.ndim == 1 else m
-    count = torch.ones_like(y) if trials is None else array(trials).expand(y.shape)
-    if n.ndim != 1 or n.shape != y.shape or m.ndim != 2 or len(m) != len(n):
-        raise BeliefError(
-            f"Evidence {tuple(n.shape)}, strength {tuple(array(strength).shape)} and outcome "
-            f"{tuple(y.shape)} do not fit: each observation has one of each. Flatten the grid, for "
-            "example by numpy.meshgrid(...) and .ravel()."
-        )
-    if not len(n):
-        raise BeliefError(
-            "No observations were given. A belief has four parameters, which need at least three "
-            "amounts of evidence crossed with two strengths."
-        )
-    for what, values in (("evidence", n), ("strength", m), ("outcome", y), ("trials", count)):
-        if not bool(torch.isfinite(values).all()):
-            raise BeliefError(
-                f"The {what} holds {int((~torch.isfinite(values)).sum())} values that are not "
-                "finite. Drop those observations, and look at what made them."
-            )
-    if bool((n < 0).any()):
-        raise BeliefError(
-            f"Evidence of {float(n.min()):g} was given; it is an amount, and cannot be negative. "
-            "Fit a belief of its own on contexts for the opposite."
-        )
-    if outcome_is == "counts":
-        if trials is None or bool((y > count).any()) or bool((y < 0).any()):
-            raise BeliefError(
-                "Counts of successes need trials=, how many each is of, and none may be above it "
-                f"(largest count {float(y.max()):g})."
-            )
-        y = y / count.clamp(min=1)
-    elif outcome_is == "probability":
-        if bool(((y < 0) | (y > 1)).any()):
-            raise BeliefError(
-                f"Probabilities from {float(y.min()):g} to {float(y.max()):g} were given. Pass "
-                'log-odds with outcome_is="log_odds", counts with outcome_is="counts".'
-            )
-        y = y.clamp(smoothing, 1 - smoothing)
-    ids = None
-    if question is not None:
-        known = {value: at for at, value in enumerate(sorted(set(_listed(question)), key=str))}
-        ids = torch.tensor([known[value] for value in _listed(question)])
-        if len(ids) != len(n):
-            raise BeliefError(
-                f"{len(ids)} question ids were given for {len(n)} observations. Give one each."
-            )
-    data = Data(n, m, y, count, outcome_is, ids)
-    columns = [n, *m.T, y, count] + ([] if ids is None else [ids.double()])
-    order = torch.arange(len(n))
-    for column in reversed(columns):
-        order = order[torch.argsort(column[order], stable=True)]
-    return data.take(order)
-
-
-def _listed(values: Any) -> list[Any]:
-    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def fit(
@@ -185,14 +52,16 @@ def fit(
         question: [n] ids: questions differ by a normal intercept, integrated out for probabilities
             and counts (Gauss-Hermite), and estimated from residuals for log-odds.
         decay: also fit how steering fades at large strengths; the strengths at which nine tenths
-            of the effect are left become `valid`.
+            of the effect are left become `valid`. Its power stays 1: with the handful of strengths
+            of an experiment, power and width cannot be told apart.
         bounded: also fit a floor and a ceiling of the probability.
         form: of the evidence; see `Belief`.
         smoothing: how far probabilities are kept from 0 and 1.
         intervention: digest of the steering (`steer.belief.identity`), kept in the belief.
 
     Raises:
-        BeliefError: malformed data; a design that does not identify the law, with what to add.
+        BeliefError: malformed data; a design that does not identify the law, with what to add;
+            log-odds that fall with evidence.
     """
     data = data_of(
         evidence,
@@ -204,6 +73,7 @@ def fit(
         smoothing=smoothing,
     )
     require_identified(data.evidence, data.strength)
+    require_rising(data)
     return replace(fitted(data, decay=decay, bounded=bounded, form=form), intervention=intervention)
 
 
@@ -227,7 +97,22 @@ def fitted(
     if spread:
         start += [_log(0.3)]
     model = _Model(data, n_vectors, decay, bounded, spread, form)
-    found = minimize(
+    found = _minimised(model, start)
+    if _slope_left(found, model.bounds) > STUCK:
+        elsewhere = [
+            _minimised(model, [*start[: n_vectors + 2], rate, *start[n_vectors + 3 :]])
+            for rate in (0.0, 0.55, 1.5)
+        ]
+        found = min([found, *elsewhere], key=lambda result: float(result.fun))
+    belief = _in_units(model.belief(torch.from_numpy(found.x)), unit, whole)
+    if data.question is not None and data.is_log_odds:
+        left = data.log_odds - belief.log_odds(data.evidence, _squeezed(whole.strength))
+        belief = replace(belief, spread=_spread(left, data.question))
+    return belief
+
+
+def _minimised(model: "_Model", start: list[float]) -> Any:
+    return minimize(
         model,
         torch.tensor(start).double().numpy(),
         jac=True,
@@ -235,11 +120,17 @@ def fitted(
         bounds=model.bounds,
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000, "maxfun": 20000},
     )
-    belief = _in_units(model.belief(torch.from_numpy(found.x)), unit, whole)
-    if data.question is not None and data.is_log_odds:
-        left = data.log_odds - belief.log_odds(data.evidence, _squeezed(whole.strength))
-        belief = replace(belief, spread=_spread(left, data.question))
-    return belief
+
+
+def _slope_left(found: Any, bounds: list[tuple[float | None, float | None]]) -> float:
+    """Return the largest slope of the loss that a step within the bounds could still follow."""
+    left = 0.0
+    for at, slope, (low, high) in zip(found.x, found.jac, bounds, strict=True):
+        pinned = (low is not None and at <= low and slope > 0) or (
+            high is not None and at >= high and slope < 0
+        )
+        left = left if pinned else max(left, abs(float(slope)))
+    return left
 
 
 def _in_units(belief: Belief, unit: Tensor, data: Data) -> Belief:

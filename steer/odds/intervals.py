@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steer.errors import BeliefError
 from steer.odds.belief import grown
-from steer.odds.fit import Data
+from steer.odds.data import Data
 
 NAMES = ("a", "b", "gamma", "alpha")
 ROUNDS = 60

@@ -1,5 +1,6 @@
 """Fits: recovery, independent optimisers and formulas, invariances, refusals."""
 
+import importlib
 import math
 
 import numpy as np
@@ -12,8 +13,10 @@ from sklearn.metrics import log_loss
 
 import steer
 from steer.belief import Belief, Decay, additivity, bootstrap, compare, data_of, fit, profile
+from steer.errors import BeliefError
 from steer.odds.fit import fitted
 
+fits = importlib.import_module("steer.odds.fit")  # the name `steer.odds.fit` is the function
 EVIDENCE = torch.tensor([0.0, 1, 2, 4, 8, 16, 32, 64, 128]).double()
 STRENGTH = torch.linspace(-1, 1, 9).double()
 TRUE = Belief(a=2.0, b=-2.0, gamma=0.8, alpha=0.6)
@@ -374,3 +377,32 @@ def test_probabilities_of_zero_and_one_are_smoothed_as_stated():
     torch.testing.assert_close(
         counted.log_odds.exp(), torch.tensor([0.5 / 4.5, 4.5 / 0.5], dtype=torch.float64)
     )
+
+
+def test_evidence_that_lowers_its_own_concept_is_refused_and_not_hidden(gen: torch.Generator):
+    n, m, _ = cells()
+    falling = -TRUE.log_odds(n, m) + 0.1 * torch.randn(len(n), generator=gen).double()
+    with pytest.raises(BeliefError, match=r"fall with evidence: by 1\.\d+ nats.*Swap the sides"):
+        fit(n, m, falling)
+    assert fitted(data_of(n, m, falling)).gamma < 1e-3  # what would have been reported
+    # Noise about no effect is no evidence against: it is fitted.
+    flat = 2 * m + 0.1 * torch.randn(len(n), generator=gen).double()
+    assert fit(n, m, flat).gamma < 0.1
+
+
+def test_a_search_that_stopped_too_early_is_begun_again(monkeypatch):
+    n, m, _ = cells()
+    data = data_of(n, m, TRUE.log_odds(n, m))
+    minimised, starts = fits._minimised, []
+
+    def once_lame(model, start):
+        starts.append(start)
+        found = minimised(model, start)
+        if len(starts) == 1:  # as after an abnormal line search: where it began, slope and all
+            found.x = torch.tensor(start).double().numpy() + 0.3
+            found.fun, found.jac = model(found.x)
+        return found
+
+    monkeypatch.setattr(fits, "_minimised", once_lame)
+    assert parameters(fitted(data)) == pytest.approx([2.0, -2.0, 0.8, 0.6], abs=2e-3)
+    assert len(starts) == 4

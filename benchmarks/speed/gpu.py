@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, StaticCache
 
 import steer
 from benchmarks.errors import BenchmarkError
@@ -32,6 +32,7 @@ from benchmarks.task import Options
 from steer.models.tiny_tokenizer import tiny_tokenizer
 
 CONTROLS = ("bare_over_bare_idle", "bare_over_bare_edit")
+SWEEP_CONTROLS = ("path_bare_over_bare", "heatmap_bare_over_bare")
 PROMPT_TOKENS = 32
 N_BLOCKS = 32
 
@@ -50,7 +51,11 @@ def measure_gpu(lm: steer.LM, options: Options) -> Outcome:
     """Time compiled decode and two sweeps on a random Llama 3.1 8B; `--limit` is its blocks.
 
     The model of the command line says on which device only: give --device cuda. In every
-    X_over_bare and bare_over_bare, bare is transformers' compiled generation with a static cache.
+    X_over_bare and bare_over_bare, bare is transformers' compiled generation with a static cache
+    that is kept from call to call, as a session keeps its own: by itself generate makes a new one,
+    for which CUDA graphs are recorded again (edit_decode_over_fresh). Tokens per second are of
+    whole calls, the prompt's pass included. heatmap_diff_over_range is the largest difference of
+    the maps as a share of what they span: with random weights that is little, and bf16 is coarse.
 
     Raises:
         BenchmarkError: the device is no GPU.
@@ -67,7 +72,11 @@ def measure_gpu(lm: steer.LM, options: Options) -> Outcome:
         "path": path.measure_path(large, timed),
         "heatmap": maps.measure_heatmap(large, timed),
     }
-    return joined(parts)
+    found = joined(parts)
+    low, high = parts["heatmap"].tables["range_of_the_map"]
+    apart = parts["heatmap"].numbers["max_abs_diff"].value or 0.0
+    share = {"heatmap_diff_over_range": Number(apart / max(high - low, 1e-9))}
+    return replace(found, numbers={**found.numbers, **share})
 
 
 def llama_config(n_blocks: int) -> LlamaConfig:
@@ -108,6 +117,7 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
     rows, pad = prompt.tolist(), lm.tokenizer.pad_token_id or 0
     twin, second = bare_twin(lm.model), bare_twin(lm.model)
     bare, other, own = (plain(lm, model, prompt) for model in (twin, second, lm.model))
+    fresh = plain(lm, twin, prompt, fresh_cache=True)
     n = near(options)
     idle = timed_outcome(
         {
@@ -120,6 +130,7 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
         facts={
             "hooks_present": Number(float(hooks_present(lm.model))),
             "idle_same_tokens": Number(same_tokens(own(), bare())),
+            "kept_same_tokens_as_fresh": Number(same_tokens(bare(), fresh())),
         },
         tables={},
         specs={},
@@ -156,6 +167,7 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
         edit = timed_outcome(
             {
                 "edit_decode_over_bare": Pair(steered, bare, n),
+                "edit_decode_over_fresh": Pair(steered, fresh, n),
                 "bare_over_bare_edit": Pair(other, bare, n),
             },
             options,
@@ -183,13 +195,24 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
     )
 
 
-def plain(lm: steer.LM, model: PreTrainedModel, ids: Tensor) -> Callable[[], Tensor]:
-    """Return transformers' own generation with a static cache, which it compiles on a GPU."""
-    asked = {**decoding(lm), "cache_implementation": "static"}
+def plain(
+    lm: steer.LM, model: PreTrainedModel, ids: Tensor, *, fresh_cache: bool = False
+) -> Callable[[], Tensor]:
+    """Return transformers' own generation with a static cache, which it compiles on a GPU.
+
+    The cache is kept and reset from call to call, or made anew as generate does by itself.
+    """
+    asked = decoding(lm)
+    kept = StaticCache(model.config, max_cache_len=ids.shape[1] + DECODED)
 
     def run() -> Tensor:
+        if fresh_cache:
+            cached: dict[str, Any] = {"cache_implementation": "static"}
+        else:
+            kept.reset()
+            cached = {"past_key_values": kept}
         out = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=torch.ones_like(ids), **asked
+            input_ids=ids, attention_mask=torch.ones_like(ids), **asked, **cached
         )
         assert isinstance(out, Tensor)
         return out[:, ids.shape[1] :]

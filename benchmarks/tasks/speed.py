@@ -156,5 +156,5 @@ def speed_gpu() -> Task:
     return _speed_task(
         "What does steering cost a compiled 8B model on a GPU, and what does a sweep save there?",
         gpu.measure_gpu,
-        gpu.CONTROLS,
+        (*gpu.CONTROLS, *gpu.SWEEP_CONTROLS),
     )

@@ -23,6 +23,7 @@ def test_a_compiled_decode_is_timed_steered_and_idle_and_left_as_it_was() -> Non
     assert outcome.numbers["recompiled"].value == 0
     # The same arithmetic in the same order: no greedy choice can differ.
     assert outcome.numbers["idle_same_tokens"].value == 1
+    assert outcome.numbers["kept_same_tokens_as_fresh"].value == 1
     assert outcome.numbers["edit_same_tokens_as_eager"].value == 1
     assert hooks_present(lm.model) == 0
     rate, ratio = (outcome.numbers[k].value for k in ("tokens_per_second", "edit_decode_over_bare"))
@@ -46,7 +47,7 @@ def test_without_a_gpu_it_says_so_before_anything_is_built() -> None:
 
 
 def test_every_target_is_a_number_that_the_parts_have() -> None:
-    assert REGISTRY.get("speed_gpu").controls == gpu.CONTROLS
+    assert REGISTRY.get("speed_gpu").controls == (*gpu.CONTROLS, *gpu.SWEEP_CONTROLS)
     named = set(speed.TARGETS["speed_gpu"])
     sweeps = {f"path_{k}" for k in speed.TARGETS["speed_path"]}
     sweeps |= {f"heatmap_{k}" for k in speed.TARGETS["speed_heatmap"]}
@@ -86,3 +87,6 @@ def test_the_whole_task_runs_on_two_blocks() -> None:
     path_apart = outcome.numbers["path_max_abs_diff"].value
     assert path_apart is not None
     assert path_apart < 0.1
+    share = outcome.numbers["heatmap_diff_over_range"].value
+    assert share is not None
+    assert share < 0.5

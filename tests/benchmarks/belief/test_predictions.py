@@ -48,6 +48,7 @@ def additive():
     return predictions_of(planted(), SETUP, seed=0)
 
 
+@pytest.mark.slow
 def test_a_planted_law_is_predicted_better_than_without_discount_or_in_probability(additive):
     numbers, tables = additive
     assert numbers["r_held_strength"].value > 0.99
@@ -56,11 +57,13 @@ def test_a_planted_law_is_predicted_better_than_without_discount_or_in_probabili
     assert errors["law"] < 0.8 * min(errors["no_discount"], errors["additive_in_probability"])
 
 
+@pytest.mark.slow
 def test_more_evidence_is_predicted_from_less(additive):
     numbers, _ = additive
     assert numbers["r_extrapolate"].value > 0.95
 
 
+@pytest.mark.slow
 def test_intervals_hold_their_values(additive):
     numbers, _ = additive
     found = numbers["r_held_strength"]
@@ -69,6 +72,7 @@ def test_intervals_hold_their_values(additive):
     assert found.lo > 0.9
 
 
+@pytest.mark.slow
 def test_an_interaction_is_found_and_none_where_none_is(additive):
     mixed, _ = predictions_of(planted(interaction=0.4), SETUP, seed=0)
     p = mixed["additivity_p"].value
@@ -77,6 +81,7 @@ def test_an_interaction_is_found_and_none_where_none_is(additive):
     assert additive[0]["additivity_p"].value > 1e-3
 
 
+@pytest.mark.slow
 def test_shuffled_strengths_leave_only_the_evidence_to_predict(additive):
     control = shuffled(planted(), SETUP, seed=0)
     assert control["shuffled_strength_mae_nats"].value > 3 * additive[0]["mae_nats"].value

@@ -30,18 +30,21 @@ def result(tiny):
     return json.loads(json.dumps(found.to_json())), found
 
 
+@pytest.mark.slow
 def test_the_experiment_reports_its_numbers_with_every_control(result):
     content, _ = result
     assert set(content["numbers"]) >= NUMBERS
     assert set(content["controls"]) == set(sentiment.CONTROLS)
 
 
+@pytest.mark.slow
 def test_a_random_model_shows_no_more_effect_of_judgements_than_of_other_sentences(result):
     # A seeded random model: its steering is large, its evidence is noise, and it says so.
     _, found = result
     assert found.controls["neutral_over_evidence"].value > 0.2
 
 
+@pytest.mark.slow
 def test_the_pictures_are_made_of_the_file_alone(result, tmp_path):
     _, found = result
     files = draw_sentiment(found, tmp_path / "out.json")

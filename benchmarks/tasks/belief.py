@@ -71,7 +71,7 @@ def belief_sentiment() -> Task:
     )
 
 
-@task(paper=PAPER, cost="qwen2.5-0.5b: about 25 min on 2 cores")
+@task(paper=PAPER, cost="qwen2.5-0.5b: about 35 min on 2 cores; smollm2-135m: a quarter of that")
 def belief_persona() -> Task:
     """Contrast sets of two choices each."""
     return Task(

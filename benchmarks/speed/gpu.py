@@ -114,61 +114,79 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
     made when the strength and the vector changed.
     """
     prompt = token_batch(lm, 1, PROMPT_TOKENS, seed=1)
-    rows, pad = prompt.tolist(), lm.tokenizer.pad_token_id or 0
     twin, second = bare_twin(lm.model), bare_twin(lm.model)
-    bare, other, own = (plain(lm, model, prompt) for model in (twin, second, lm.model))
-    fresh = plain(lm, twin, prompt, fresh_cache=True)
-    n = near(options)
-    idle = timed_outcome(
+    bares = Bares(
+        plain(lm, twin, prompt),
+        plain(lm, second, prompt),
+        plain(lm, twin, prompt, fresh_cache=True),
+    )
+    idle = _idle(lm, prompt, bares, options)
+    edit = _edit(lm, prompt, bares, options, compiler)
+    return Outcome(
+        {**idle.numbers, **edit.numbers},
+        {**idle.controls, **edit.controls},
+        {"idle": idle.tables, "edit": edit.tables},
+        edit.specs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bares:
+    """Transformers' own generation: of one bare model, of another, and with a new cache each."""
+
+    bare: Callable[[], Tensor]
+    other: Callable[[], Tensor]
+    fresh: Callable[[], Tensor]
+
+
+def _idle(lm: steer.LM, prompt: Tensor, bares: Bares, options: Options) -> Outcome:
+    own, n = plain(lm, lm.model, prompt), near(options)
+    return timed_outcome(
         {
-            "idle_decode_over_bare": Pair(own, bare, n),
-            "bare_over_bare_idle": Pair(other, bare, n),
+            "idle_decode_over_bare": Pair(own, bares.bare, n),
+            "bare_over_bare_idle": Pair(bares.other, bares.bare, n),
         },
         options,
         device=lm.device,
         controls=CONTROLS[:1],
         facts={
             "hooks_present": Number(float(hooks_present(lm.model))),
-            "idle_same_tokens": Number(same_tokens(own(), bare())),
-            "kept_same_tokens_as_fresh": Number(same_tokens(bare(), fresh())),
+            "idle_same_tokens": Number(same_tokens(own(), bares.bare())),
+            "kept_same_tokens_as_fresh": Number(same_tokens(bares.bare(), bares.fresh())),
         },
         tables={},
         specs={},
     )
+
+
+def _edit(
+    lm: steer.LM, prompt: Tensor, bares: Bares, options: Options, compiler: Compiler
+) -> Outcome:
+    rows, pad = prompt.tolist(), lm.tokenizer.pad_token_id or 0
     site = steer.Site(block(lm, 15), "resid_post")
-    length = lm.norm(site, rows)
-    plans = [
-        [steer.Add(site, delta, strength)]
-        for delta, strength in zip(
-            directions(lm, 3, length=length, seed=2), (1.0, 0.5, 2.0), strict=True
-        )
-    ]
-    n_tokens = PROMPT_TOKENS + DECODED
-    with steer.compiled(
-        lm, [site], batch=1, tokens=n_tokens, backend=compiler.backend, mode=compiler.mode
-    ) as fast:
+    deltas = directions(lm, 3, length=lm.norm(site, rows), seed=2)
+    plans = [[steer.Add(site, deltas[at], (1.0, 0.5, 2.0)[at])] for at in range(3)]
+    asked = {"max_new_tokens": DECODED, "pad_token_id": pad}
+    sizes = {"batch": 1, "tokens": PROMPT_TOKENS + DECODED}
+    with steer.compiled(lm, [site], **sizes, backend=compiler.backend, mode=compiler.mode) as fast:
 
         def generated(plan: Sequence[steer.Add]) -> list[list[int]]:
-            out = fast.generate(
-                rows, plan, max_new_tokens=DECODED, eos_token_id=None, pad_token_id=pad
-            )
+            out = fast.generate(rows, plan, **asked, eos_token_id=None)
             assert out.receipt.fired
             return out.tokens
 
-        def steered() -> list[list[int]]:
-            return generated(plans[0])
-
-        by_session = steered()
-        steered()
+        by_session = generated(plans[0])
+        generated(plans[0])
         before = counters["stats"]["unique_graphs"]
         for plan in plans[1:]:
             generated(plan)
         recompiled = counters["stats"]["unique_graphs"] - before
-        edit = timed_outcome(
+        n = near(options)
+        found = timed_outcome(
             {
-                "edit_decode_over_bare": Pair(steered, bare, n),
-                "edit_decode_over_fresh": Pair(steered, fresh, n),
-                "bare_over_bare_edit": Pair(other, bare, n),
+                "edit_decode_over_bare": Pair(lambda: generated(plans[0]), bares.bare, n),
+                "edit_decode_over_fresh": Pair(lambda: generated(plans[0]), bares.fresh, n),
+                "bare_over_bare_edit": Pair(bares.other, bares.bare, n),
             },
             options,
             device=lm.device,
@@ -177,22 +195,16 @@ def measure_decode(lm: steer.LM, options: Options, compiler: Compiler) -> Outcom
             tables={},
             specs={"plan": repr(plans[0]), "prompt": [1, PROMPT_TOKENS], **decoding(lm)},
         )
-    eager = lm.generate(
-        rows, plans[0], max_new_tokens=DECODED, eos_token_id=None, pad_token_id=pad
-    ).tokens
-    agreed = same_tokens(torch.tensor(by_session), torch.tensor(eager))
-    facts = {"edit_same_tokens_as_eager": Number(agreed)}
-    seconds = edit.tables["median_seconds"]["edit_decode_over_bare"]
-    facts |= {
+    eager = lm.generate(rows, plans[0], **asked, eos_token_id=None).tokens
+    seconds = found.tables["median_seconds"]["edit_decode_over_bare"]
+    facts = {
+        "edit_same_tokens_as_eager": Number(
+            same_tokens(torch.tensor(by_session), torch.tensor(eager))
+        ),
         "tokens_per_second": Number(DECODED / seconds["top"]),
         "tokens_per_second_bare": Number(DECODED / seconds["bottom"]),
     }
-    return Outcome(
-        {**idle.numbers, **edit.numbers, **facts},
-        {**idle.controls, **edit.controls},
-        {"idle": idle.tables, "edit": edit.tables},
-        edit.specs,
-    )
+    return replace(found, numbers={**found.numbers, **facts})
 
 
 def plain(

@@ -68,7 +68,7 @@ def _speed_task(
 _declare = partial(task, paper=PAPER)
 
 
-@_declare(cost="smollm2-135m: about 8 min on 2 cores")
+@_declare(cost="smollm2-135m: about 30 min on 2 cores")
 def speed_idle() -> Task:
     """No plan: nothing should be there to cost anything."""
     return _speed_task(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import steer
 from benchmarks.rational.settings import PREDICTORS, SETTINGS, Batch, Setting
-from benchmarks.rational.strategies import strategies, trained_data
+from benchmarks.rational.strategies import asked, strategies, trained_data
 from benchmarks.rational.train import Recipe, chosen, trained
 from benchmarks.result import Outcome
 from benchmarks.stats import UNSCORED, Number
@@ -81,10 +81,8 @@ def _setting(setting: Setting, recipe: Recipe, seed: int) -> Outcome:
     model = trained(setting, pool, recipe, _both(tests, unseen), draw)
     seen = strategies(setting, pool, recipe, tests, draw)
     data = trained_data(setting, seen, recipe, model[:, :, :n_tests].double())
-    there = strategies(setting, pool, recipe, unseen, draw)
-    elsewhere = trained_data(
-        setting, replace(seen, predicted=there.predicted), recipe, model[:, :, n_tests:].double()
-    )
+    there = replace(seen, predicted=asked(setting, pool, recipe, unseen))
+    elsewhere = trained_data(setting, there, recipe, model[:, :, n_tests:].double())
     return scored(data, elsewhere, recipe.diversities, seed)
 
 

@@ -5,7 +5,7 @@ draws tasks from a continuous prior, and sequences from some of those tasks; the
 the task diversity. Every diversity takes the first tasks of one pool.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from steer.odds import predictors
 from steer.odds.rational import Readout
 
+Programs = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 PREDICTORS = ("memorised", "generalised", "constant")
 
 
@@ -58,6 +59,11 @@ class Setting(Protocol):
         """Standard deviation of a normal outcome; 1 where outcomes are not normal."""
         ...
 
+    @property
+    def programs(self) -> Programs:
+        """The memorising and the generalising predictor."""
+        ...
+
     def pool(self, n_tasks: int, draw: torch.Generator) -> Mapping[str, Tensor]:
         """Return tasks from the prior, each value [task, ...]."""
         ...
@@ -93,6 +99,11 @@ class Urns:
     def read_at(self) -> slice:
         """Everywhere."""
         return slice(None)
+
+    @property
+    def programs(self) -> Programs:
+        """Exact Bayes, of known tasks and of their prior."""
+        return predictors.urns_memorised, predictors.urns_generalised
 
     def pool(self, n_tasks: int, draw: torch.Generator) -> Mapping[str, Tensor]:
         """Return urns from the flat Dirichlet."""
@@ -142,6 +153,11 @@ class Regression:
         """Everywhere."""
         return slice(None)
 
+    @property
+    def programs(self) -> Programs:
+        """Exact Bayes, of known tasks and of their prior."""
+        return predictors.regression_memorised, predictors.regression_generalised
+
     def pool(self, n_tasks: int, draw: torch.Generator) -> Mapping[str, Tensor]:
         """Return standard normal weights."""
         return {"weights": torch.randn(n_tasks, self.n_features, generator=draw)}
@@ -186,6 +202,11 @@ class Classes:
     def read_at(self) -> slice:
         """At the query."""
         return slice(-1, None)
+
+    @property
+    def programs(self) -> Programs:
+        """Exact Bayes, of known tasks and of their prior."""
+        return predictors.classes_memorised, predictors.classes_generalised
 
     def pool(self, n_tasks: int, draw: torch.Generator) -> Mapping[str, Tensor]:
         """Return class means with labels; a task is one class."""

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from benchmarks.rational.settings import Batch, Setting
 from benchmarks.rational.train import Recipe, chosen
-from steer.odds import predictors
 from steer.odds.rational import Trained, complexity
 
 GRID = 1 / 64
 """To which a memorised task is rounded when its bits are counted."""
+CONSTANT = "return constant"
+"""The program of the third predictor."""
 N_LOSS_ROWS = 512
 
 
@@ -39,9 +40,9 @@ def strategies(
     """Return what the predictors do on tests, and what they cost."""
     tasks = chosen(pool, recipe.diversities, N_LOSS_ROWS, draw)
     like_training = setting.sequences(tasks, draw)
-    losses = _losses(setting, _asked(setting, pool, recipe, like_training), like_training)
-    predicted = _asked(setting, pool, recipe, tests)
-    bits = torch.tensor([_bits(_first(pool, n)) for n in recipe.diversities])
+    losses = _losses(setting, asked(setting, pool, recipe, like_training), like_training)
+    predicted = asked(setting, pool, recipe, tests)
+    bits = torch.tensor([_bits(setting, _first(pool, n)) for n in recipe.diversities])
     return Seen(predicted, bits, losses)
 
 
@@ -57,8 +58,8 @@ def _first(pool: Mapping[str, Tensor], diversity: int) -> Mapping[str, Tensor]:
     return {name: value[:diversity] for name, value in pool.items()}
 
 
-def _asked(setting: Setting, pool: Mapping[str, Tensor], recipe: Recipe, batch: Batch) -> Tensor:
-    """Return [diversity, predictor, row, position, outcome].
+def asked(setting: Setting, pool: Mapping[str, Tensor], recipe: Recipe, batch: Batch) -> Tensor:
+    """Return [diversity, predictor, row, position, outcome]: what the predictors say of a batch.
 
     One call for each diversity: their numbers of tasks differ.
     """
@@ -78,18 +79,9 @@ def _losses(setting: Setting, predicted: Tensor, batch: Batch) -> Tensor:
     return -predicted.gather(-1, at).clamp(min=1e-9).log().mean((-3, -2, -1))
 
 
-def _bits(tasks: Mapping[str, Tensor]) -> list[float]:
-    """Return the bits of the three predictors, in the order of PREDICTORS."""
-    kind = next(iter(tasks))
-    memorised, generalised = {
-        "urns": (predictors.urns_memorised, predictors.urns_generalised),
-        "weights": (predictors.regression_memorised, predictors.regression_generalised),
-        "means": (predictors.classes_memorised, predictors.classes_generalised),
-    }[kind]
+def _bits(setting: Setting, tasks: Mapping[str, Tensor]) -> list[float]:
+    """Return the bits of the predictors, in the order of PREDICTORS; the first remembers tasks."""
+    memorised, *others = (inspect.getsource(program) for program in setting.programs)
     whole = torch.cat([value.double().flatten() for value in tasks.values()])
-    nothing = torch.zeros(0)
-    return [
-        complexity(whole, inspect.getsource(memorised), step=GRID),
-        complexity(nothing, inspect.getsource(generalised), step=GRID),
-        complexity(nothing, "return constant", step=GRID),
-    ]
+    bare = [complexity(torch.zeros(0), source, step=GRID) for source in (*others, CONSTANT)]
+    return [complexity(whole, memorised, step=GRID), *bare]

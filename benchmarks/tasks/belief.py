@@ -60,7 +60,7 @@ def belief_simulated() -> Task:
     )
 
 
-@task(paper=PAPER, cost="smollm2-135m: about 8 min on 2 cores for the grid, 10 in all")
+@task(paper=PAPER, cost="smollm2-135m: about 7 min on 2 cores for the grid, 13 in all")
 def belief_sentiment() -> Task:
     """Many-shot judgements of both signs, and a mean-difference vector."""
     return Task(

@@ -49,6 +49,8 @@ from steer.odds import hellinger_distances as hellinger_distances
 from steer.odds import identified as identified
 from steer.odds import mantel as mantel
 from steer.odds import nearest_mixture as nearest_mixture
+from steer.odds import predictors as predictors
 from steer.odds import profile as profile
 from steer.odds import ratings as ratings
 from steer.odds import trajectory as trajectory
+from steer.odds import weights_of as weights_of

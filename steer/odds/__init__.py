@@ -1,5 +1,6 @@
 """Beliefs as pure arrays: laws of log-odds from evidence and steering, their fits and rivals."""
 
+from steer.odds import predictors as predictors
 from steer.odds.belief import Belief as Belief
 from steer.odds.belief import Decay as Decay
 from steer.odds.compare import BASELINES as BASELINES
@@ -29,6 +30,7 @@ from steer.odds.rational import Trained as Trained
 from steer.odds.rational import complexity as complexity
 from steer.odds.rational import fit_rational as fit_rational
 from steer.odds.rational import nearest_mixture as nearest_mixture
+from steer.odds.rational import weights_of as weights_of
 from steer.odds.space import Embedding as Embedding
 from steer.odds.space import Entanglement as Entanglement
 from steer.odds.space import Trajectory as Trajectory

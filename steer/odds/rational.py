@@ -183,12 +183,18 @@ class Trained:
 
 
 def weights_of(law: Rational, data: Trained) -> Tensor:
-    """Return [diversity, step, predictor]: what the law gives each predictor."""
+    """Return [diversity, step, predictor]: what a law weighs each predictor with, sum 1.
+
+    For `Trained.mixed`, whose `divergence` then says how far the models are from the law.
+    """
     return law.log_weights(data.steps, data.bits[:, None], data.losses[:, None]).exp()
 
 
 def fit_rational(data: Trained, *, cells: Tensor | None = None, starts: int = 4) -> Rational:
     """Return the law whose mixtures are nearest to the models, over all diversities and steps.
+
+    Three numbers (arXiv:2506.17859), by the divergence itself in nats; gamma_context is not fitted
+    and stays 0.
 
     Args:
         data: what was seen.

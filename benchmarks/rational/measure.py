@@ -17,14 +17,19 @@ from torch import Tensor
 
 import steer
 from benchmarks.rational.settings import PREDICTORS, SETTINGS, Batch, Setting
-from benchmarks.rational.strategies import asked, strategies, trained_data
+from benchmarks.rational.strategies import on, strategies, trained_data
 from benchmarks.rational.train import Recipe, chosen, trained
 from benchmarks.result import Outcome
 from benchmarks.stats import UNSCORED, Number
 from benchmarks.task import Options
 from steer.odds.rational import Trained, fit_rational, nearest_mixture, weights_of
 
-CONTROLS = ("fixed_mixture_over_law", "shuffled_over_law", "new_tasks_over_best")
+CONTROLS = (
+    "fixed_mixture_over_law",
+    "shuffled_over_law",
+    "shuffled_context_over_context",
+    "new_tasks_over_best",
+)
 N_TESTS = 128
 """Rows of the tests, at least."""
 N_TEST_POSITIONS = 1024
@@ -39,11 +44,14 @@ def measure_rational(lm: steer.LM, options: Options) -> Outcome:
     the models from the law's mixture on held-out cells, in nats, against _kl_memorised,
     _kl_generalised, _kl_constant and _kl_best_each (the nearest single predictor of each cell,
     chosen by looking); _law_over_best_alone, over the better of the first two; _exponent_measured
-    and _exponent_predicted, the slope of log transition time against log diversity.
+    and _exponent_predicted, the slope of log transition time against log diversity; _kl_context,
+    the divergence of the law that also weighs losses within the context, and _context_over_law, its
+    share of the plain law's (not for classes: their items are no predictions).
     law_over_best_alone without a setting is the worst of them. Controls: one mixture for all
-    cells, and the law fitted under wrong labels, both over the law (the least of the settings); and
-    the law's mixture over the best single predictor on sequences of new tasks, on which neither
-    the models were trained nor the law was fitted.
+    cells, and the law fitted under wrong labels, both over the law, and the law with the contexts
+    of other rows over the one with their own (the least of the settings each); and the law's
+    mixture over the best single predictor on sequences of new tasks, on which neither the models
+    were trained nor the law was fitted.
     """
     del lm
     recipe = Recipe()
@@ -56,8 +64,8 @@ def measure_rational(lm: steer.LM, options: Options) -> Outcome:
         numbers |= {f"{setting.name}_{name}": number for name, number in one.numbers.items()}
     worst = max(found, key=lambda one: one.numbers["law_over_best_alone"].value or math.inf)
     numbers["law_over_best_alone"] = worst.numbers["law_over_best_alone"]
-    controls = {name: _least(found, name) for name in CONTROLS[:2]}
-    controls[CONTROLS[2]] = worst.controls[CONTROLS[2]]
+    controls = {name: _least(found, name) for name in CONTROLS[:3]}
+    controls[CONTROLS[3]] = worst.controls[CONTROLS[3]]
     tables = {s.name: one.tables for s, one in zip(SETTINGS, found, strict=True)}
     specs: dict[str, Any] = {
         "diversities": list(recipe.diversities),
@@ -81,14 +89,15 @@ def _setting(setting: Setting, recipe: Recipe, seed: int) -> Outcome:
     model = trained(setting, pool, recipe, _both(tests, unseen), draw)
     seen = strategies(setting, pool, recipe, tests, draw)
     data = trained_data(setting, seen, recipe, model[:, :, :n_tests].double())
-    there = replace(seen, predicted=asked(setting, pool, recipe, unseen))
+    there = on(seen, setting, pool, recipe, unseen)
     elsewhere = trained_data(setting, there, recipe, model[:, :, n_tests:].double())
     return scored(data, elsewhere, recipe.diversities, seed)
 
 
 def scored(data: Trained, elsewhere: Trained, diversities: Sequence[int], seed: int) -> Outcome:
     """Return how well the law predicts what was seen; see `measure_rational`."""
-    held = held_out(data)
+    held, whole = held_out(data), data
+    data, elsewhere = data.plain(), elsewhere.plain()
     law = fit_rational(data, cells=~held)
     apart = data.divergence(data.mixed(weights_of(law, data)))
     alone = data.alone()
@@ -101,6 +110,8 @@ def scored(data: Trained, elsewhere: Trained, diversities: Sequence[int], seed: 
     best = int(alone[held][:, :2].mean(0).argmin())
     numbers["law_over_best_alone"] = _quotient(apart[held], alone[..., best][held], seed)
     numbers |= {name: Number(getattr(law, name)) for name in ("alpha", "beta", "gamma")}
+    within, shuffled_context = _within(whole, apart, held, seed)
+    numbers |= within
     own = nearest_mixture(data)
     numbers["kl_free_mixture"] = _mean(data.divergence(data.mixed(own))[held], seed)
     when = transitions(own, data.steps)
@@ -111,6 +122,7 @@ def scored(data: Trained, elsewhere: Trained, diversities: Sequence[int], seed: 
     controls = {
         "fixed_mixture_over_law": _quotient(flat[held], apart[held], seed),
         "shuffled_over_law": _quotient(_shuffled(data, held, seed), apart[held], seed),
+        "shuffled_context_over_context": shuffled_context,
         "new_tasks_over_best": _quotient(new[held], elsewhere.alone()[..., best_new][held], seed),
     }
     tables = {
@@ -125,6 +137,30 @@ def scored(data: Trained, elsewhere: Trained, diversities: Sequence[int], seed: 
         "controls": {name: number.to_json() for name, number in controls.items()},
     }
     return Outcome(numbers, controls, tables)
+
+
+def _within(
+    data: Trained, plain: Tensor, held: Tensor, seed: int
+) -> tuple[Mapping[str, Number], Number]:
+    """Return what the losses within the context add to a law, and what other rows' losses do.
+
+    The control: each row with the losses of another one, law fitted anew.
+    """
+    names = ("kl_context", "context_over_law", "alpha_context", "gamma_context")
+    if data.context is None:
+        return dict.fromkeys(names, UNSCORED), UNSCORED
+    law = fit_rational(data, cells=~held)
+    apart = data.divergence(data.mixed(weights_of(law, data)))[held]
+    wrong = replace(data, context=data.context.roll(1, dims=2))
+    other = fit_rational(wrong, cells=~held)
+    astray = wrong.divergence(wrong.mixed(weights_of(other, wrong)))[held]
+    found = (
+        _mean(apart, seed),
+        _quotient(apart, plain[held], seed),
+        Number(law.alpha),
+        Number(law.gamma_context),
+    )
+    return dict(zip(names, found, strict=True)), _quotient(astray, apart, seed)
 
 
 def held_out(data: Trained) -> Tensor:
@@ -209,7 +245,8 @@ def _both(first: Batch, second: Batch) -> Batch:
 
 
 def _least(found: Sequence[Outcome], name: str) -> Number:
-    return min((one.controls[name] for one in found), key=lambda number: number.value or 0.0)
+    have = [one.controls[name] for one in found if one.controls[name].value is not None]
+    return min(have, key=lambda number: number.value or 0.0)
 
 
 def _mean(values: Tensor, seed: int) -> Number:

@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.rational.settings import Batch, Setting
 from benchmarks.rational.train import Recipe, chosen
-from steer.odds.rational import Trained, complexity
+from steer.odds.bits import complexity
+from steer.odds.rational import Trained
 
 GRID = 1 / 64
 """To which a memorised task is rounded when its bits are counted."""
@@ -28,6 +29,8 @@ class Seen:
     """[diversity, predictor]."""
     losses: Tensor
     """[diversity, predictor], on sequences like those of training, in nats."""
+    context: Tensor | None
+    """[diversity, predictor, row, position], the mean loss on the items of a test so far."""
 
 
 def strategies(
@@ -41,16 +44,33 @@ def strategies(
     tasks = chosen(pool, recipe.diversities, N_LOSS_ROWS, draw)
     like_training = setting.sequences(tasks, draw)
     losses = _losses(setting, asked(setting, pool, recipe, like_training), like_training)
-    predicted = asked(setting, pool, recipe, tests)
     bits = torch.tensor([_bits(setting, _first(pool, n)) for n in recipe.diversities])
-    return Seen(predicted, bits, losses)
+    predicted = asked(setting, pool, recipe, tests)
+    return Seen(predicted, bits, losses, _so_far(setting, predicted, tests))
+
+
+def on(
+    seen: Seen, setting: Setting, pool: Mapping[str, Tensor], recipe: Recipe, tests: Batch
+) -> Seen:
+    """Return the same predictors, asked of other tests."""
+    predicted = asked(setting, pool, recipe, tests)
+    return replace(seen, predicted=predicted, context=_so_far(setting, predicted, tests))
 
 
 def trained_data(setting: Setting, seen: Seen, recipe: Recipe, model: Tensor) -> Trained:
     """Return models beside predictors, as the fit takes them."""
     steps = torch.tensor(recipe.steps)
+    known = seen.context is not None
     return Trained(
-        model, seen.predicted, steps, seen.bits, seen.losses, setting.readout, setting.noise
+        model,
+        seen.predicted,
+        steps,
+        seen.bits,
+        seen.losses,
+        setting.readout,
+        setting.noise,
+        context=seen.context,
+        items=torch.arange(seen.predicted.shape[3]) if known else None,
     )
 
 
@@ -72,11 +92,28 @@ def asked(setting: Setting, pool: Mapping[str, Tensor], recipe: Recipe, batch: B
 
 def _losses(setting: Setting, predicted: Tensor, batch: Batch) -> Tensor:
     """Return [diversity, predictor]: mean loss in nats, up to a constant shared by predictors."""
+    return _each_loss(setting, predicted, batch).mean((-2, -1))
+
+
+def _so_far(setting: Setting, predicted: Tensor, batch: Batch) -> Tensor | None:
+    """Return [diversity, predictor, row, position]: the mean loss over the positions before.
+
+    None where a sequence holds one prediction: its items are no predictions, so have no losses.
+    """
+    if predicted.shape[3] == 1:
+        return None
+    each = _each_loss(setting, predicted, batch)
+    items = torch.arange(each.shape[-1]).clamp(min=1)
+    return (each.cumsum(-1) - each) / items
+
+
+def _each_loss(setting: Setting, predicted: Tensor, batch: Batch) -> Tensor:
+    """Return [diversity, predictor, row, position]."""
     targets = batch.targets[:, None]
     if setting.readout == "mean":
-        return ((predicted[..., 0] - targets) ** 2).mean((-2, -1)) / (2 * setting.noise**2)
+        return (predicted[..., 0] - targets) ** 2 / (2 * setting.noise**2)
     at = targets[..., None].expand(*predicted.shape[:-1], 1)
-    return -predicted.gather(-1, at).clamp(min=1e-9).log().mean((-3, -2, -1))
+    return -predicted.gather(-1, at).clamp(min=1e-9).log()[..., 0]
 
 
 def _bits(setting: Setting, tasks: Mapping[str, Tensor]) -> list[float]:

@@ -71,8 +71,15 @@ class Task:
 
     @property
     def patches(self) -> list[AnySite]:
-        """Sites whose unsteered values tell which patches change nothing."""
-        edits = [op for op in self.wiring.edits if isinstance(op.item, Patch)]
+        """Sites whose unsteered values tell which patches change nothing.
+
+        Not the logits: they are made at a few columns only, and a patch there runs no block.
+        """
+        edits = [
+            op
+            for op in self.wiring.edits
+            if isinstance(op.item, Patch) and op.site != Site.logits()
+        ]
         return list(dict.fromkeys(op.site for op in edits if isinstance(op.site, Site)))
 
 

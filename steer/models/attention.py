@@ -78,10 +78,39 @@ def pattern(
 ) -> Tensor:
     """Return softmax(scaling * q k^T + mask) as [batch, head, query, key], in q's dtype.
 
+    Arguments as in `scores_of`. A query that may see no key (padding itself) has the uniform
+    pattern that the kernels give it.
+    """
+    scores = scores_of(
+        facts,
+        layer,
+        q,
+        k,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        key_mask=key_mask,
+        dtype=dtype,
+    )
+    return scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+
+
+def scores_of(
+    facts: AttentionFacts,
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    *,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    key_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return scaling * q k^T + mask as [batch, head, query, key]: what the softmax is taken of.
+
     q is [batch, head, query, d_head] and k [batch, kv head, key, d_head], both from `rotated` (or,
     for k, from the cache). Positions are [batch or 1, pos] and say who comes before whom;
-    `key_mask` is [batch, key], False for padding. A query that may see no key (padding itself)
-    has the uniform pattern that the kernels give it.
+    `key_mask` is [batch, key], False for padding. Keys that a query may not see score as low as
+    the dtype goes.
 
     Scores are made in `dtype`: the fused kernels use fp32, the eager ones the model's own, which
     moves weights by half where scores reach hundreds (Qwen 2.5 in bfloat16).
@@ -101,8 +130,7 @@ def pattern(
     if key_mask is not None:
         seen = seen & key_mask[:, None, :].bool()
     lowest = torch.finfo(scores.dtype).min
-    scores = scores.masked_fill(~seen[:, None], lowest)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    return scores.masked_fill(~seen[:, None], lowest)
 
 
 def _alibi(n_heads: int, key_positions: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from steer.odds import predictors as predictors
 from steer.odds.belief import Belief as Belief
 from steer.odds.belief import Decay as Decay
+from steer.odds.bits import complexity as complexity
 from steer.odds.compare import BASELINES as BASELINES
 from steer.odds.compare import Additivity as Additivity
 from steer.odds.compare import Comparison as Comparison
@@ -27,7 +28,6 @@ from steer.odds.observers import Forgetting as Forgetting
 from steer.odds.observers import NormalInverseGamma as NormalInverseGamma
 from steer.odds.rational import Rational as Rational
 from steer.odds.rational import Trained as Trained
-from steer.odds.rational import complexity as complexity
 from steer.odds.rational import fit_rational as fit_rational
 from steer.odds.rational import nearest_mixture as nearest_mixture
 from steer.odds.rational import weights_of as weights_of

@@ -6,16 +6,15 @@ Bayesian predictors, with log-weights
     log w_i = -complexity_i**beta * ln 2 - gamma * n**(1 - alpha) * loss_i,
 
 the same discounted evidence as in `Belief`, gathered by training instead of context. One triple
-(alpha, beta, gamma) serves every task diversity and every length of training of a setting. Added
-here: evidence within the context (`gamma_context`), and the time at which one predictor overtakes
-another, in closed form.
+(alpha, beta, gamma) serves every task diversity and every length of training of a setting. Where
+the losses of the predictors on the items in context are known, they add
+- gamma_context * items**(1 - alpha) * mean loss so far: the paper's second term, with a weight of
+its own here. Added here: the time at which one predictor overtakes another, in closed form.
 """
 
-import bz2
-import lzma
 import math
-import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -122,6 +121,9 @@ class Trained:
         losses: [diversity, predictor].
         readout: "probabilities" over outcomes (Kullback-Leibler divergence), or the "mean" of a
             normal outcome with standard deviation `noise` (the divergence of two such normals).
+        context: [diversity, predictor, row, position], the mean loss of each predictor over the
+            items in context before that position (whatever where there are none), if known.
+        items: [position], how many those are.
 
     Raises:
         BeliefError: shapes that do not fit, or values that are not finite.
@@ -134,10 +136,14 @@ class Trained:
     losses: Tensor
     readout: Readout = "probabilities"
     noise: float = 1.0
+    context: Tensor | None = None
+    items: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes."""
-        for name in ("model", "predicted", "steps", "bits", "losses"):
+        for name in ("model", "predicted", "steps", "bits", "losses", "context", "items"):
+            if getattr(self, name) is None:
+                continue
             value = array(getattr(self, name))
             object.__setattr__(self, name, value)
             if not bool(torch.isfinite(value).all()):
@@ -157,13 +163,30 @@ class Trained:
                 "step, row, position, outcome], [diversity, predictor, row, position, outcome], "
                 "[step], [diversity, predictor] twice."
             )
+        self._check_context(shapes["predicted"])
+
+    def _check_context(self, predicted: tuple[int, ...]) -> None:
+        shapes = [None if x is None else tuple(x.shape) for x in (self.context, self.items)]
+        if shapes == [None, None] or shapes == [predicted[:4], predicted[3:4]]:
+            return
+        raise BeliefError(
+            f"Losses within the context have shape {shapes[0]} and their items {shapes[1]}, where "
+            f"{predicted[:4]} and {predicted[3:4]} go with these predictions. Give both, "
+            "[diversity, predictor, row, position] and [position], or neither."
+        )
+
+    def plain(self) -> "Trained":
+        """Return the same without the losses within the context."""
+        return replace(self, context=None, items=None)
 
     def mixed(self, weights: Tensor) -> Tensor:
-        """Return [diversity, step, row, position, outcome]: predictions mixed by [.., predictor].
+        """Return [diversity, step, row, position, outcome]: predictions mixed by weights.
 
-        Weights are [diversity, step, predictor].
+        Weights are [diversity, step, predictor], or [diversity, step, row, position, predictor].
         """
-        return torch.einsum("dsi,dirpo->dsrpo", weights, self.predicted)
+        if weights.ndim == 3:
+            return torch.einsum("dsi,dirpo->dsrpo", weights, self.predicted)
+        return torch.einsum("dsrpi,dirpo->dsrpo", weights, self.predicted)
 
     def divergence(self, other: Tensor) -> Tensor:
         """Return [diversity, step]: the mean divergence of the models from a prediction, in nats.
@@ -183,18 +206,22 @@ class Trained:
 
 
 def weights_of(law: Rational, data: Trained) -> Tensor:
-    """Return [diversity, step, predictor]: what a law weighs each predictor with, sum 1.
+    """Return what a law weighs each predictor with, sum 1 over the last axis.
 
-    For `Trained.mixed`, whose `divergence` then says how far the models are from the law.
+    [diversity, step, predictor]; [diversity, step, row, position, predictor] where the data hold
+    losses within the context. For `Trained.mixed`, whose `divergence` then says how far the models
+    are from the law.
     """
-    return law.log_weights(data.steps, data.bits[:, None], data.losses[:, None]).exp()
+    return _log_weights(data, law.alpha, law.beta, law.gamma, law.gamma_context).exp()
 
 
 def fit_rational(data: Trained, *, cells: Tensor | None = None, starts: int = 4) -> Rational:
     """Return the law whose mixtures are nearest to the models, over all diversities and steps.
 
-    Three numbers (arXiv:2506.17859), by the divergence itself in nats; gamma_context is not fitted
-    and stays 0.
+    Three numbers (arXiv:2506.17859), by the divergence itself in nats. Where the data hold losses
+    within the context, gamma_context is a fourth, searched from the law of three on: the law that
+    is returned is never further from the models than that one. alpha discounts both kinds of
+    evidence.
 
     Args:
         data: what was seen.
@@ -211,13 +238,22 @@ def fit_rational(data: Trained, *, cells: Tensor | None = None, starts: int = 4)
             f"{int(chosen.sum())} cells of diversity and training were given; the law has three "
             "parameters. Give at least four, over several diversities."
         )
+    apart, theta = _searched(data.plain(), chosen, _grid(data), starts)
+    if data.context is not None:
+        nearer, longer = _searched(data, chosen, _context_grid(data, theta), starts)
+        theta = longer if nearer < apart else theta
+    one_less, *others = theta.exp().tolist()
+    return Rational(1 - one_less, *others)
+
+
+def _searched(
+    data: Trained, cells: Tensor, grid: Sequence[Tensor], starts: int
+) -> tuple[float, Tensor]:
+    """Return the least mean divergence and its log(1 - alpha), log beta, log gamma, ...."""
 
     def objective(theta: Tensor) -> Tensor:
-        alpha, beta, gamma = 1 - theta[0].exp(), theta[1].exp(), theta[2].exp()
-        logs = -math.log(2) * data.bits[:, None] ** beta
-        grown = _grown_at(data.steps, alpha)[:, None]
-        weights = (logs - gamma * grown * data.losses[:, None]).softmax(-1)
-        return data.divergence(data.mixed(weights))[chosen].mean()
+        logs = _log_weights(data, 1 - theta[0].exp(), *theta[1:].exp().unbind())
+        return data.divergence(data.mixed(logs.exp()))[cells].mean()
 
     def value_and_slope(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         at = torch.from_numpy(theta).requires_grad_()
@@ -225,17 +261,32 @@ def fit_rational(data: Trained, *, cells: Tensor | None = None, starts: int = 4)
         (slope,) = torch.autograd.grad(value, at)
         return float(value.detach()), slope.numpy()
 
-    grid = _grid(data)
     with torch.no_grad():
         scores = torch.stack([objective(point) for point in grid])
-    bounds = [(math.log(1e-3), math.log(2.0)), (math.log(1e-3), math.log(1.5)), (-25.0, 25.0)]
+    gammas = [(-25.0, 25.0)] * (len(grid[0]) - 2)
+    bounds = [(math.log(1e-3), math.log(2.0)), (math.log(1e-3), math.log(1.5)), *gammas]
     found = [
         minimize(value_and_slope, grid[at].numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
         for at in scores.argsort()[:starts].tolist()
     ]
     best = min(found, key=lambda result: float(result.fun))
-    one_less, beta, gamma = (math.exp(x) for x in best.x)
-    return Rational(1 - one_less, beta, gamma)
+    return float(best.fun), torch.from_numpy(np.asarray(best.x))
+
+
+def _log_weights(
+    data: Trained,
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    gamma: Tensor | float,
+    gamma_context: Tensor | float = 0.0,
+) -> Tensor:
+    """Return log-weights as `weights_of`; differentiable in the parameters."""
+    grown = _grown(data.steps, alpha)[:, None] * data.losses[:, None]
+    logs = -math.log(2) * data.bits[:, None] ** beta - gamma * grown
+    if data.context is not None and data.items is not None:
+        within = _grown(data.items, alpha)[:, None] * data.context.movedim(1, -1)
+        logs = logs[:, :, None, None] - gamma_context * within[:, None]
+    return logs.log_softmax(-1)
 
 
 def nearest_mixture(data: Trained, *, n_iterations: int = 60) -> Tensor:
@@ -262,35 +313,7 @@ def nearest_mixture(data: Trained, *, n_iterations: int = 60) -> Tensor:
     return logits.detach().softmax(-1)
 
 
-def complexity(parameters: Any, source: str, *, step: float) -> float:
-    """Return the bits of a predictor: its source and its parameters, compressed.
-
-    As the paper: parameters are rounded, delta-coded and compressed by whichever compressor does
-    best, each by itself (lzma, bz2, zlib here).
-
-    Args:
-        parameters: what the predictor has to remember; may be empty.
-        source: its program.
-        step: the grid to which parameters are rounded.
-    """
-    whole = np.round(np.asarray(array(parameters).numpy()).ravel() / step).astype(np.int32)
-    coded = np.diff(whole, prepend=0).astype(np.int32)
-    # Byte planes: compressors see the small high bytes as runs.
-    planes = coded.view(np.uint8).reshape(-1, 4).T.tobytes() if len(coded) else b""
-    return 8.0 * sum(_packed(part) for part in (source.encode(), planes) if part)
-
-
-def _packed(content: bytes) -> int:
-    raw: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-    small = lzma.compress(content, format=lzma.FORMAT_RAW, filters=raw)
-    return min(len(small), len(bz2.compress(content)), len(zlib.compress(content, 9)))
-
-
-def _grown(n: Tensor, alpha: float) -> Tensor:
-    return _grown_at(n, torch.tensor(alpha, dtype=torch.float64))
-
-
-def _grown_at(n: Tensor, alpha: Tensor) -> Tensor:
+def _grown(n: Tensor, alpha: Tensor | float) -> Tensor:
     """Return n**(1 - alpha), 0 at n = 0."""
     return torch.where(n > 0, n.clamp(min=_TINY) ** (1 - alpha), 0.0)
 
@@ -310,3 +333,15 @@ def _grid(data: Trained) -> list[Tensor]:
                 point = [math.log(1 - alpha), math.log(beta), nats - unit]
                 points.append(torch.tensor(point, dtype=torch.float64))
     return points
+
+
+def _context_grid(data: Trained, theta: Tensor) -> list[Tensor]:
+    """Return points of four numbers around a law of three.
+
+    gamma_context is scanned in units that make the largest evidence in context e**-2 to e**5 nats.
+    """
+    assert data.context is not None
+    assert data.items is not None
+    widest = float((data.context.amax(1) - data.context.amin(1)).max().clamp(min=_TINY))
+    unit = math.log(widest) + float(theta[0].exp()) * math.log(max(float(data.items.max()), 1.0))
+    return [torch.cat([theta, theta.new_tensor([nats - unit])]) for nats in range(-2, 6)]

@@ -1,20 +1,15 @@
 """The law of training: its algebra, its turn in closed form, and planted laws found again."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import steer
 from steer.errors import BeliefError
-from steer.odds.rational import (
-    Rational,
-    Trained,
-    complexity,
-    fit_rational,
-    nearest_mixture,
-    weights_of,
-)
+from steer.odds.bits import complexity
+from steer.odds.rational import Rational, Trained, fit_rational, nearest_mixture, weights_of
 
 LAW = Rational(alpha=0.4, beta=0.3, gamma=0.06)
 STEPS = torch.tensor([10.0, 30, 100, 300, 1000, 3000])
@@ -76,6 +71,48 @@ def test_a_planted_law_is_found(gen: torch.Generator, mean: bool):
     assert float(data.divergence(data.mixed(weights_of(law, data))).max()) < 1e-4
 
 
+def in_context(gen: torch.Generator, law: Rational) -> Trained:
+    """Return the same with losses within the context, which differ by row and position."""
+    data = planted(gen, law)
+    losses = torch.rand(4, 3, 20, 5, generator=gen).double().cumsum(-1)
+    items = torch.arange(5.0)
+    data = replace(data, context=losses / items.clamp(min=1.0), items=items)
+    return replace(data, model=data.mixed(weights_of(law, data)))
+
+
+def test_weights_within_the_context_are_those_of_the_law_row_by_row(gen: torch.Generator):
+    law = replace(LAW, gamma_context=0.7)
+    data = in_context(gen, law)
+    assert data.context is not None
+    logs = law.log_weights(
+        STEPS[4], BITS[2], LOSSES[2], context=data.context[2, :, 7, 3], items=3.0
+    )
+    torch.testing.assert_close(weights_of(law, data)[2, 4, 7, 3], logs.exp())
+    # Before the first item there is no evidence in context, whatever the losses hold there.
+    torch.testing.assert_close(
+        weights_of(law, data)[:, :, 5, 0], weights_of(law, data.plain())[:, :]
+    )
+
+
+def test_a_planted_law_of_training_and_context_is_found(gen: torch.Generator):
+    law = replace(LAW, gamma_context=0.7)
+    data = in_context(gen, law)
+    found = fit_rational(data)
+    assert found.gamma_context == pytest.approx(0.7, rel=0.02)
+    assert found.alpha == pytest.approx(LAW.alpha, abs=0.01)
+    apart = data.divergence(data.mixed(weights_of(found, data)))
+    alone = data.divergence(data.mixed(weights_of(fit_rational(data.plain()), data.plain())))
+    assert float(apart.max()) < float(alone.mean()) / 50
+
+
+def test_a_law_without_context_stays_one_where_context_says_nothing(gen: torch.Generator):
+    data = in_context(gen, LAW)
+    found = fit_rational(data)
+    weighed = found.gamma_context * 4 ** (1 - found.alpha)
+    assert weighed < 0.02
+    assert found.beta == pytest.approx(LAW.beta, abs=0.01)
+
+
 def test_a_fit_on_some_cells_predicts_the_others(gen: torch.Generator):
     data = planted(gen, LAW)
     cells = (torch.arange(4)[:, None] + torch.arange(6)) % 2 == 0
@@ -118,6 +155,8 @@ def test_impossible_laws_and_arrays_that_do_not_fit_are_refused(gen: torch.Gener
         Trained(data.model, data.predicted, STEPS[:3], BITS, LOSSES)
     with pytest.raises(BeliefError, match="not finite"):
         Trained(data.model * torch.nan, data.predicted, STEPS, BITS, LOSSES)
+    with pytest.raises(BeliefError, match="Give both"):
+        replace(data, items=torch.arange(5.0))
     few = torch.zeros(4, 6, dtype=torch.bool)
     with pytest.raises(BeliefError, match="at least four"):
         fit_rational(data, cells=few)

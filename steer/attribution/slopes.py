@@ -14,6 +14,7 @@ from steer.engine import Batch, Measure
 from steer.errors import PlanError
 from steer.interventions import Custom
 from steer.lm import LM
+from steer.protocols import Intervention
 from steer.sites import AnySite, Site
 from steer.step import Step
 
@@ -45,9 +46,12 @@ def slopes_of(
     metric: Measure,
     *,
     drop_blocks: bool = False,
+    edits: Callable[[Tensor], Sequence[Intervention]] = lambda _: (),
     max_tokens: int = MAX_TOKENS,
 ) -> Iterator[Part]:
     """Yield the states and the gradients at some sites, some prompts at a time.
+
+    Where there are edits, states are those before and gradients those after them.
 
     Args:
         lm: the model.
@@ -56,6 +60,8 @@ def slopes_of(
         metric: (logits, batch) -> [row], of the logits at the last token.
         drop_blocks: also with the gradient through each block's outputs stopped, one block at a
             time: these are further rows of the same passes.
+        edits: [row] numbers of some prompts -> interventions on a batch of those; of no use
+            together with drop_blocks.
         max_tokens: padded tokens of one pass.
 
     Raises:
@@ -70,7 +76,7 @@ def slopes_of(
     longest = max(len(row) for row in rows)
     at_once = max(1, max_tokens // (longest * n_ways))
     for numbers in torch.arange(len(rows)).split(at_once):
-        yield _part(lm, rows, numbers, sites, metric, n_ways)
+        yield _part(lm, rows, numbers, sites, metric, n_ways, edits(numbers))
 
 
 def _part(
@@ -80,6 +86,7 @@ def _part(
     sites: Sequence[AnySite],
     metric: Measure,
     n_ways: int,
+    edits: Sequence[Intervention],
 ) -> Part:
     ids = [torch.tensor(list(rows[k])) for k in numbers.tolist()]
     lengths = torch.tensor([len(row) for row in ids]).repeat(n_ways)
@@ -92,10 +99,17 @@ def _part(
 
     def keep(site: AnySite, h: Tensor) -> Tensor:
         states[site] = h[:n].detach()
+        return h
+
+    def open_to(site: AnySite, h: Tensor) -> Tensor:
         zeros[site] = torch.zeros_like(h).requires_grad_()
         return h + zeros[site]
 
-    plan = [_kept(site, keep) for site in sites]
+    plan: list[Intervention] = [
+        *(_at(site, keep) for site in sites),
+        *edits,
+        *(_at(site, open_to) for site in sites),
+    ]
     if n_ways > 1:
         plan += [
             _stopped(site, (stopped == site.layer).to(lm.device))
@@ -131,9 +145,9 @@ def _gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite,
     return {site: slope for site, slope in zip(zeros, slopes, strict=True) if slope is not None}
 
 
-def _kept(site: AnySite, keep: Callable[[AnySite, Tensor], Tensor]) -> Custom:
+def _at(site: AnySite, use: Callable[[AnySite, Tensor], Tensor]) -> Custom:
     def fn(h: Tensor, _: Step) -> Tensor:
-        return keep(site, h)
+        return use(site, h)
 
     return Custom(site, fn)
 

@@ -27,7 +27,7 @@ def draw_ioi(result: Result, path: Path) -> list[Path]:
     )
     axes[0, 1].legend(fontsize=8, loc="upper right")
     exact = np.array(tables["heads"], float).ravel()
-    for name, mark in (("atp_plain", "x"), ("atp", "o")):
+    for name, mark in (("atp_plain", "x"), ("atp_drop", "+"), ("atp", "o")):
         guess = np.array(tables["estimates"][name], float).ravel()
         label = f"{name}: r = {result.numbers[f'{name}_pearson'].value:.2f}"
         axes[1, 0].plot(exact, guess, mark, markersize=4, alpha=0.7, label=label)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from steer.attribution.slopes import slopes_of
-from steer.engine import Measure
+from steer.engine import Batch, Measure
 from steer.errors import PlanError
 from steer.interventions import Patch
 from steer.interventions.plans import Plan
@@ -122,11 +122,12 @@ def find_circuit(
 ) -> tuple[Site, ...]:
     """Return a circuit of `size` heads, in the order in which they were found.
 
-    Greedy, from nothing: with all heads but those found so far cut, how much would the metric gain
-    from giving each head back? One pass forward and one back say it for all heads: (what the head
-    computes now - what is written over it) times the metric's gradient. Found heads change what
-    others compute, so every step asks anew; a ranking by single patches of the whole model would
-    miss heads that only work together.
+    Greedy, from nothing: with all heads but those found so far cut, how much nearer to the whole
+    model's metric would giving each head back bring each pair's? (Squared: a circuit that
+    overshoots is no better than one that falls short; heads against the behaviour belong to it.)
+    One pass forward and one back say it for all heads: (what the head computes now - what is
+    written over it) times the gradient. Found heads change what others compute, so every step asks
+    anew; a ranking by single patches of the whole model would miss heads that only work together.
 
     Args:
         lm: the model.
@@ -148,10 +149,15 @@ def find_circuit(
         )
     into, out_of = pairs_of(lm, clean, corrupted, "noise")
     (column,) = columns_of(lm, into, out_of, every, ALL, baseline="other", align=align, seed=0)
+    model = metric(lm.logits(into), Batch(torch.full((len(into),), -1), torch.arange(len(into))))
+
+    def nearness(logits: Tensor, batch: Batch) -> Tensor:
+        return -((metric(logits, batch) - model[batch.rows.to(model.device)]) ** 2)
+
     found: list[Site] = []
     steps = tqdm(range(0, size, per_step), "circuit", delay=2, leave=False)
     for _ in steps:
-        gain = _gains(lm, into, every, found, column, metric)
+        gain = _gains(lm, into, every, found, column, nearness)
         left = [k for k in gain.argsort(descending=True).tolist() if every[k] not in found]
         found += [every[k] for k in left[: min(per_step, size - len(found))]]
     return tuple(found)

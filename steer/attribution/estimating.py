@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steer.attribution.attention import Block, key_effects, query_effects
-from steer.attribution.slopes import Part, slopes_of
+from steer.attribution.slopes import Part, Way, slopes_of
 from steer.engine import Measure
 from steer.errors import PlanError
 from steer.lm import LM
@@ -18,6 +18,7 @@ from steer.patching.pairs import Scopes, columns_of, pairs_of, require_gap, sour
 from steer.patching.patch_map import Direction, PatchMap
 from steer.patching.sources import Baseline
 from steer.prompts import Prompts
+from steer.scopes import ALL
 from steer.sites import AnySite, Site
 from steer.sweep import sweep as run_arms
 
@@ -37,6 +38,7 @@ def atp(
     baseline: Baseline = "other",
     align: Align = "token",
     drop_blocks: bool = False,
+    steps: int = 0,
     seed: int = 0,
 ) -> PatchMap:
     """Return the map that patching would give, estimated: two passes forward and one back.
@@ -61,6 +63,11 @@ def atp(
             block stopped at a time, which keeps effects that cancel within a gradient; it costs as
             many backward rows as there are blocks. The sign is the plain estimate's (the paper has
             sizes only).
+        steps: average the gradient over so many points of the straight way between the embeddings
+            of both prompts (integrated gradients, Hanna et al. 2024, arXiv:2403.17806), for what
+            acts through a later softmax that is saturated in both runs: its gradient is next to
+            nothing at either end. 0: the gradient of the prompts themselves. The prompts must
+            align by token, or at their ends.
         seed: see there.
 
     Raises:
@@ -73,7 +80,11 @@ def atp(
     read = _with_attention(bases)
     values: list[Tensor] = []
     own: list[Tensor] = []
-    for part in slopes_of(lm, into, read, metric, drop_blocks=drop_blocks):
+    mixes = [(k + 0.5) / steps for k in range(steps)]
+    inputs = _inputs(lm, into, out_of, align) if steps else None
+    for part in slopes_of(
+        lm, into, read, metric, drop_blocks=drop_blocks, mixes=mixes, inputs=inputs
+    ):
         found = [_effects(lm, part, column, bases) for column in columns]
         values.append(
             torch.stack([torch.stack([_of_site(one, site) for one in found]) for site in sites])
@@ -201,15 +212,43 @@ def _effect(lm: LM, part: Part, column: Column, site: AnySite) -> Tensor:
     else:
         change = torch.where(real, source - state[rows, at], 0.0)
         moved = (change.float() * slope[:, rows, at].float()).sum(-1)
-    return _combined(moved.sum(2)).cpu()
+    return _combined(moved.sum(2), part.ways).cpu()
 
 
-def _combined(moved: Tensor) -> Tensor:
-    """Return the plain estimate, or with blocks dropped their mean size, [way, ...] -> [...]."""
-    if len(moved) == 1:
-        return moved[0]
-    dropped = moved[1:].abs().sum(0) / max(len(moved) - 2, 1)
-    return torch.where(moved[0] < 0, -dropped, dropped)
+def _combined(moved: Tensor, ways: Sequence[Way]) -> Tensor:
+    """Return one estimate of those of all ways, [way, ...] -> [...].
+
+    The mean over inputs on the way, if any; of those, with blocks dropped, the mean size.
+    """
+    several = any(way.mix for way in ways)
+    kinds = list(dict.fromkeys(way.stopped for way in ways))
+    means = torch.stack(
+        [
+            moved[
+                [k for k, w in enumerate(ways) if w.stopped == kind and (w.mix > 0) == several]
+            ].mean(0)
+            for kind in kinds
+        ]
+    )
+    if len(means) == 1:
+        return means[0]
+    # A site's own block lets nothing through: one block less.
+    dropped = means[1:].abs().sum(0) / max(len(means) - 2, 1)
+    return torch.where(means[0] < 0, -dropped, dropped)
+
+
+def _inputs(
+    lm: LM, into: Sequence[Sequence[int]], out_of: Sequence[Sequence[int]], align: Align
+) -> Tensor:
+    """Return [pair, position, d_model]: the other prompts' embeddings at the patched positions."""
+    columns = columns_of(
+        lm, into, out_of, [Site.embed()], None, baseline="other", align=align, seed=0
+    )
+    (own,) = (lm.capture(into, [Site.embed()], scope=ALL)[Site.embed()],)
+    own = own if own.ndim == 3 else own[:, None]
+    at = torch.tensor([int(column.at.max()) for column in columns], device=own.device)
+    there = torch.stack([column.sources[Site.embed()] for column in columns], dim=1)
+    return own.index_copy(1, at, there)
 
 
 def _block(lm: LM, part: Part, site: Site) -> Block:

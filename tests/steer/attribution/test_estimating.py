@@ -192,6 +192,38 @@ def test_dropped_blocks_give_the_mean_size_of_estimates_without_each(lm: LM):
     assert torch.equal(dropped.change[:, :, 0].sign()[live], plain.change[:, :, 0].sign()[live])
 
 
+def test_steps_average_the_gradient_on_the_way_between_both_embeddings(lm: LM):
+    site, embed = Site(1, "mlp_out"), lm.model.get_input_embeddings()
+    found = attribution.atp(lm, CLEAN[:1], CORRUPTED[:1], [site], METRIC, steps=3)
+    own, other = (lm.capture(rows[:1], [site], scope=steer.ALL) for rows in (CORRUPTED, CLEAN))
+    ends = [embed(torch.tensor(rows[:1])).detach() for rows in (CORRUPTED, CLEAN)]
+    total = torch.zeros(6, lm.d_model)
+    for mix in (1 / 6, 1 / 2, 5 / 6):
+        kept: list[Tensor] = []
+
+        def hook(_: nn.Module, __: object, out: Tensor, kept: list[Tensor] = kept) -> None:
+            out.retain_grad()
+            kept.append(out)
+
+        handle = lm.model.get_submodule("model.layers.1.mlp").register_forward_hook(hook)
+        mixed = ((1 - mix) * ends[0] + mix * ends[1]).requires_grad_()
+        logits = lm.model(inputs_embeds=mixed).logits[0, -1]
+        (logits[RIGHT[0]] - logits[WRONG[0]]).backward()
+        handle.remove()
+        lm.model.zero_grad()
+        assert kept[0].grad is not None
+        total = total + kept[0].grad[0] / 3
+    expected = ((other[site] - own[site])[0] * total).sum(-1)
+    torch.testing.assert_close(found.change[0, :, 0], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_steps_follow_pairs_that_align_at_their_ends(lm: LM):
+    clean, corrupted = [[5, 6, 7, 8, 9]], [[5, 6, 20, 21, 8, 9]]
+    found = attribution.atp(lm, clean, corrupted, [Site(1)], METRIC, align="ends", steps=2)
+    assert [name.split()[0] for name in found.columns] == ["0", "1", "4", "5"]
+    assert bool(found.values.isfinite().all())
+
+
 def test_single_heads_add_up_to_all_of_them_and_tokens_to_a_scope(any_lm: LM):
     lm = any_lm
     whole = attribution.atp(lm, CLEAN, CORRUPTED, lm.sites("z"), METRIC, scope=steer.ALL)

@@ -12,6 +12,9 @@ from probes.inputs import Array, Labels, check_penalty, labelled, plain_list, sa
 from probes.linear import Origin
 from probes.mlp_probe import MLPProbe
 
+Layers = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight and bias of the hidden layer and of the output layer."""
+
 _RATE, _BETA1, _BETA2 = 0.05, 0.9, 0.999
 
 
@@ -24,7 +27,7 @@ def fit_mlp(
     groups: Labels | None = None,
     seed: int = 0,
     origin: Origin | None = None,
-    n_iterations: int = 200,
+    n_iterations: int = 400,
 ) -> MLPProbe:
     """Fit one hidden tanh layer: cross entropy summed over samples + l2 / 2 |weights|^2.
 
@@ -61,10 +64,8 @@ def fit_mlp(
     names = None if groups is None else plain_list(groups, "groups", n_samples)
     index = index.to(data.values.device)
 
-    def fitted(rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        return _mlp(
-            data.values[:, rows], index[rows], len(classes), hidden, l2, seed, n_iterations
-        )
+    def fitted(rows: Tensor) -> tuple[Layers, Tensor]:
+        return _mlp(data.values[:, rows], index[rows], len(classes), hidden, l2, seed, n_iterations)
 
     layers, gradient = fitted(torch.arange(n_samples, device=index.device))
     told: dict[str, object] = {"n_samples": n_samples, "seed": seed}
@@ -73,13 +74,15 @@ def fit_mlp(
     parts = split(index.cpu(), names, seed)
     if parts is not None:
         train, test = (part.to(index.device) for part in parts)
-        probe = MLPProbe(*fitted(train)[0], classes)
+        on_train, _ = fitted(train)
+        probe = MLPProbe(*on_train, classes)
         held, truth = data.values[:, test], index[test]
         scores = {"held_out_accuracy": (probe.predict(held) == truth).double().mean(-1)}
         if len(classes) == 2:
             scores["held_out_auroc"] = auroc(probe.logits(held), truth == 1)
         told |= {k: v.tolist() if data.stacked else v[0].item() for k, v in scores.items()}
-    return MLPProbe(*map(data.restored, layers), classes, origin, told)
+    w_in, b_in, w_out, b_out = (data.restored(layer) for layer in layers)
+    return MLPProbe(w_in, b_in, w_out, b_out, classes, origin, told)
 
 
 def adam(
@@ -111,7 +114,7 @@ def adam(
 
 def _mlp(
     x: Tensor, index: Tensor, n_classes: int, hidden: int, l2: float, seed: int, n_iterations: int
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[Layers, Tensor]:
     """Return both layers on raw activations, and the last gradient relative to the first."""
     n_sites, _, d_model = x.shape
     mean, scale = x.mean(1), x.std(1, correction=0)

@@ -206,7 +206,7 @@ def _ordinal(
 ) -> tuple[Tensor, Tensor]:
     """Return weight [site, d] and cuts [site, class - 1] on raw activations."""
     axes = principal_axes(x, standardize=standardize)
-    n_sites, n_samples, k = axes.z.shape
+    n_sites, _, k = axes.z.shape
     one_hot = torch.nn.functional.one_hot(index, n_classes).to(x.dtype).expand(n_sites, -1, -1)
     # upper @ theta is cut_y - weight x, lower @ theta is cut_(y - 1) - weight x.
     upper = torch.cat([-axes.z, one_hot[..., :-1]], -1)

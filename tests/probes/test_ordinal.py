@@ -8,8 +8,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 import probes
-from probes import ProbeError
-from probes.ordinal import OrdinalProbe, fit_ordinal
+from probes import OrdinalProbe, ProbeError, fit_ordinal
 
 
 def graded(n=80, d=6, n_classes=4, seed=0):

@@ -153,7 +153,6 @@ def prepared(
 
     Arguments and errors as in `sweep`.
     """
-    sites = tuple(sites)
     into, out_of = pairs_of(lm, clean, corrupted, direction)
     columns = columns_of(lm, into, out_of, sites, scope, baseline=baseline, align=align, seed=seed)
     source = source_metric(lm, out_of, metric)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steer.engine import Batch, Measure
+from steer.engine.batch import checked
 from steer.errors import PlanError
 from steer.lm import LM
 from steer.patching.aligning import Align
@@ -13,8 +14,8 @@ from steer.patching.columns import Column, each_token, scoped
 from steer.patching.patch_map import Direction
 from steer.patching.sources import Baseline
 from steer.prompts import Prompts
-from steer.scopes import LAST, Scope
-from steer.sites import AnySite, Site
+from steer.scopes import LAST, Scope, require_scope
+from steer.sites import AnySite, Site, require_sites
 
 Scopes = Scope | Sequence[Scope] | Mapping[str, Scope]
 
@@ -49,6 +50,7 @@ def columns_of(
     Raises:
         PlanError: pairs that cannot be aligned, an unknown baseline, a site that is only read.
     """
+    require_sites(sites)
     patterns = [str(s) for s in sites if isinstance(s, Site) and s.component == "pattern"]
     if patterns:
         raise PlanError(
@@ -67,10 +69,11 @@ def source_metric(lm: LM, out_of: Sequence[Sequence[int]], metric: Measure) -> T
     """Return [pair]: the metric of the prompts whose values are written.
 
     Raises:
-        PlanError: it is not finite.
+        PlanError: it is not finite, or not one value per row.
     """
-    measured = metric(lm.logits(out_of, scope=LAST), _whole(len(out_of)))
-    return one_per_row(measured.detach().cpu(), "the prompts that values are taken from")
+    batch = _whole(len(out_of))
+    measured = checked(metric(lm.logits(out_of, scope=LAST), batch), batch)
+    return one_per_row(measured, "the prompts that values are taken from")
 
 
 def _whole(n_rows: int) -> Batch:
@@ -110,6 +113,11 @@ def require_gap(out_of: Tensor, into: Tensor) -> None:
 
 
 def _named(scope: Scopes) -> Mapping[str, Scope]:
-    if isinstance(scope, Scope):
-        return {repr(scope): scope}
-    return scope if isinstance(scope, Mapping) else {repr(one): one for one in scope}
+    if isinstance(scope, Mapping):
+        named = dict(scope)
+    else:
+        each = [scope] if isinstance(scope, Scope | str) else list(scope)
+        named = {repr(one): one for one in each}
+    for one in named.values():
+        require_scope(one, "patching")
+    return named

@@ -224,6 +224,12 @@ def test_nothing_is_left_attached_and_metrics_that_say_nothing_are_refused(
         patching.sweep(lm, CLEAN, CORRUPTED, sites, METRIC, baseline="mode")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="one pair"):
         patching.sweep(lm, CLEAN[:1], CORRUPTED[:1], sites, METRIC, baseline="resample")
+    with pytest.raises(TypeError, match="a list of them"):
+        patching.sweep(lm, CLEAN, CORRUPTED, sites[0], METRIC)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="one value for each row"):
+        patching.sweep(lm, CLEAN, CORRUPTED, sites, lambda logits, _: logits.mean())
+    with pytest.raises(TypeError, match="scope"):
+        patching.sweep(lm, CLEAN, CORRUPTED, sites, METRIC, scope="LAST")  # type: ignore[arg-type]
     few = patching.logit_difference([1], [2])
     with pytest.raises(PlanError, match="1 answers for 3"):
         patching.sweep(lm, CLEAN, CORRUPTED, sites, few)

@@ -30,17 +30,17 @@ SHARE = 0.1
 TOP = 30
 N_RANDOM = 20
 N_RESAMPLES = 1000
-ESTIMATES = (("atp", True, 5), ("atp_drop", True, 0), ("atp_plain", False, 0))
-"""Name, whether blocks are dropped (AtP*), and over how many inputs the gradient is averaged."""
+ESTIMATES = (("atp", False, 2), ("atp_drop", True, 0), ("atp_plain", False, 0))
+"""Name, whether blocks are dropped (AtP* as published), over how many points is averaged."""
 Array = NDArray[np.float64]
 
 
 def measure_ioi(lm: steer.LM, options: Options) -> Outcome:
     """Measure maps, estimates and a circuit; `--limit` is the number of pairs to find them on.
 
-    `atp` is AtP* with its gradient averaged over five inputs, `atp_drop` AtP* as published, and
-    `atp_plain` the gradient of the corrupted run. The circuit is scored on twice as many pairs
-    with other names.
+    `atp` has its gradient averaged over two points on the way to what is written, `atp_drop` is
+    AtP* as published, `atp_plain` the gradient of the corrupted run. The circuit is scored on
+    twice as many pairs with other names.
     """
     n = options.limit or N_TRAIN
     return measured(lm, *drawn(lm, n, N_TEST * n // N_TRAIN, seed=options.seed), options.seed)

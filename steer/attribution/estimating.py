@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from steer.attribution.attention import Block, key_effects, query_effects
-from steer.attribution.slopes import Part, Way, slopes_of
+from steer.attribution.integrated import Written, mean_slopes
+from steer.attribution.slopes import Part, slopes_of
 from steer.engine import Measure
 from steer.errors import PlanError
 from steer.lm import LM
@@ -18,7 +19,6 @@ from steer.patching.pairs import Scopes, columns_of, pairs_of, require_gap, sour
 from steer.patching.patch_map import Direction, PatchMap
 from steer.patching.sources import Baseline
 from steer.prompts import Prompts
-from steer.scopes import ALL
 from steer.sites import AnySite, Site
 from steer.sweep import sweep as run_arms
 
@@ -63,16 +63,22 @@ def atp(
             block stopped at a time, which keeps effects that cancel within a gradient; it costs as
             many backward rows as there are blocks. The sign is the plain estimate's (the paper has
             sizes only).
-        steps: average the gradient over so many points of the straight way between the embeddings
-            of both prompts (integrated gradients, Hanna et al. 2024, arXiv:2403.17806), for what
-            acts through a later softmax that is saturated in both runs: its gradient is next to
-            nothing at either end. 0: the gradient of the prompts themselves. The prompts must
-            align by token, or at their ends.
+        steps: average the gradient over so many points of the straight way from what is there to
+            what is written, each site by itself with all its heads (see `integrated`): for what
+            acts through a later softmax that is saturated at both ends. As many backward rows as
+            there are layers of sites, times the steps; 2 often serve. 0: the gradient of the
+            prompts themselves. Queries and keys are left as they are: their own softmax is
+            computed anew in any case.
         seed: see there.
 
     Raises:
         PlanError: as patching.sweep; no gradient reaches a site; inference mode.
     """
+    if steps and drop_blocks:
+        raise PlanError(
+            f"Both drop_blocks and steps={steps} were asked for: two ways of making up for what a "
+            "gradient hides, whose rows would multiply. Choose one."
+        )
     into, out_of = pairs_of(lm, clean, corrupted, direction)
     columns = columns_of(lm, into, out_of, sites, scope, baseline=baseline, align=align, seed=seed)
     source = source_metric(lm, out_of, metric)
@@ -80,11 +86,12 @@ def atp(
     read = _with_attention(bases)
     values: list[Tensor] = []
     own: list[Tensor] = []
-    mixes = [(k + 0.5) / steps for k in range(steps)]
-    inputs = _inputs(lm, into, out_of, align) if steps else None
-    for part in slopes_of(
-        lm, into, read, metric, drop_blocks=drop_blocks, mixes=mixes, inputs=inputs
-    ):
+    written = _written(columns, bases, into) if steps else {}
+    for part in slopes_of(lm, into, read, metric, drop_blocks=drop_blocks):
+        if written:
+            means = mean_slopes(lm, into, part.rows, written, metric, steps=steps)
+            slopes = {**part.slopes, **{site: x[None] for site, x in means.items()}}
+            part = replace(part, slopes=slopes)
         found = [_effects(lm, part, column, bases) for column in columns]
         values.append(
             torch.stack([torch.stack([_of_site(one, site) for one in found]) for site in sites])
@@ -212,43 +219,44 @@ def _effect(lm: LM, part: Part, column: Column, site: AnySite) -> Tensor:
     else:
         change = torch.where(real, source - state[rows, at], 0.0)
         moved = (change.float() * slope[:, rows, at].float()).sum(-1)
-    return _combined(moved.sum(2), part.ways).cpu()
+    return _combined(moved.sum(2)).cpu()
 
 
-def _combined(moved: Tensor, ways: Sequence[Way]) -> Tensor:
-    """Return one estimate of those of all ways, [way, ...] -> [...].
-
-    The mean over inputs on the way, if any; of those, with blocks dropped, the mean size.
-    """
-    several = any(way.mix for way in ways)
-    kinds = list(dict.fromkeys(way.stopped for way in ways))
-    means = torch.stack(
-        [
-            moved[
-                [k for k, w in enumerate(ways) if w.stopped == kind and (w.mix > 0) == several]
-            ].mean(0)
-            for kind in kinds
-        ]
-    )
-    if len(means) == 1:
-        return means[0]
+def _combined(moved: Tensor) -> Tensor:
+    """Return the plain estimate, or with blocks dropped their mean size, [way, ...] -> [...]."""
+    if len(moved) == 1:
+        return moved[0]
     # A site's own block lets nothing through: one block less.
-    dropped = means[1:].abs().sum(0) / max(len(means) - 2, 1)
-    return torch.where(means[0] < 0, -dropped, dropped)
+    dropped = moved[1:].abs().sum(0) / max(len(moved) - 2, 1)
+    return torch.where(moved[0] < 0, -dropped, dropped)
 
 
-def _inputs(
-    lm: LM, into: Sequence[Sequence[int]], out_of: Sequence[Sequence[int]], align: Align
-) -> Tensor:
-    """Return [pair, position, d_model]: the other prompts' embeddings at the patched positions."""
-    columns = columns_of(
-        lm, into, out_of, [Site.embed()], None, baseline="other", align=align, seed=0
-    )
-    (own,) = (lm.capture(into, [Site.embed()], scope=ALL)[Site.embed()],)
-    own = own if own.ndim == 3 else own[:, None]
-    at = torch.tensor([int(column.at.max()) for column in columns], device=own.device)
-    there = torch.stack([column.sources[Site.embed()] for column in columns], dim=1)
-    return own.index_copy(1, at, there)
+def _written(
+    columns: Sequence[Column], sites: Sequence[AnySite], into: Sequence[Sequence[int]]
+) -> Written:
+    """Return what all columns together write at each site: they move as one."""
+    width = max(len(row) for row in into)
+    rows = torch.arange(len(into))[:, None]
+    mask = torch.zeros(len(into), width, dtype=torch.bool)
+    for column in columns:
+        here = torch.zeros(len(into), width + 1, dtype=torch.bool)
+        # Places that are none go to a column of their own, which is cut off.
+        at = torch.where(column.at >= 0, column.at, width)
+        mask = mask | here.index_put((rows, at), torch.tensor(True))[:, :width]
+    found: dict[AnySite, tuple[Tensor, Tensor]] = {}
+    for site in sites:
+        if isinstance(site, Site) and site.component in ("q", "k"):
+            continue
+        first = columns[0].sources[site]
+        tail = first.shape[2:] if columns[0].several else first.shape[1:]
+        values = first.new_zeros(len(into), width + 1, *tail)
+        for column in columns:
+            source = column.sources[site]
+            source = source if column.several else source[:, None]
+            at = torch.where(column.at >= 0, column.at, width).to(source.device)
+            values = values.index_put((rows.to(source.device), at), source)
+        found[site] = values[:, :width], mask
+    return found
 
 
 def _block(lm: LM, part: Part, site: Site) -> Block:

@@ -22,16 +22,6 @@ MAX_TOKENS = 4096
 """Padded tokens of one pass, with its graph."""
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How the gradient was made: at which input, and through what."""
-
-    mix: float = 0.0
-    """How far the input is on the straight way to the other prompt's."""
-    stopped: int | None = None
-    """The block through whose outputs no gradient goes."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Some pairs' states and gradients."""
@@ -41,9 +31,8 @@ class Part:
     states: Mapping[AnySite, Tensor]
     """[row, position, ...]"""
     slopes: Mapping[AnySite, Tensor]
-    """[way, row, position, ...]: the gradient of each row's metric, in each way."""
-    ways: tuple[Way, ...]
-    """The first is that of the prompts themselves, with nothing stopped."""
+    """[way, row, position, ...]: the gradient of each row's metric; with blocks dropped, once
+    through everything and then without each block in turn."""
     metric: Tensor
     """[row]"""
     mask: Tensor
@@ -57,8 +46,6 @@ def slopes_of(
     metric: Measure,
     *,
     drop_blocks: bool = False,
-    mixes: Sequence[float] = (),
-    inputs: Tensor | None = None,
     edits: Callable[[Tensor], Sequence[Intervention]] = lambda _: (),
     max_tokens: int = MAX_TOKENS,
 ) -> Iterator[Part]:
@@ -73,9 +60,6 @@ def slopes_of(
         metric: (logits, batch) -> [row], of the logits at the last token.
         drop_blocks: also with the gradient through each block's outputs stopped, one block at a
             time: these are further rows of the same passes.
-        mixes: also at these points of the straight way between the prompts' embeddings and other
-            inputs, in further rows.
-        inputs: [row, position, d_model], those other inputs; wanted where there are mixes.
         edits: [row] numbers of some prompts -> interventions on a batch of those; of no use
             together with drop_blocks.
         max_tokens: padded tokens of one pass.
@@ -88,14 +72,11 @@ def slopes_of(
             "Gradients were asked for within torch.inference_mode, which keeps none. Call it "
             "outside, or under torch.no_grad, which is lifted here."
         )
-    assert not mixes or inputs is not None
-    dropped: list[int | None] = [None, *(range(lm.n_layers) if drop_blocks else ())]
-    ways = tuple(Way(mix, stopped) for mix in (0.0, *mixes) for stopped in dropped)
+    n_ways = 1 + (lm.n_layers if drop_blocks else 0)
     longest = max(len(row) for row in rows)
-    at_once = max(1, max_tokens // (longest * len(ways)))
+    at_once = max(1, max_tokens // (longest * n_ways))
     for numbers in torch.arange(len(rows)).split(at_once):
-        mixed = None if inputs is None else inputs[numbers]
-        yield _part(lm, rows, numbers, sites, metric, ways, mixed, edits(numbers))
+        yield _part(lm, rows, numbers, sites, metric, n_ways, edits(numbers))
 
 
 def _part(
@@ -104,15 +85,9 @@ def _part(
     numbers: Tensor,
     sites: Sequence[AnySite],
     metric: Measure,
-    ways: tuple[Way, ...],
-    inputs: Tensor | None,
+    n_ways: int,
     edits: Sequence[Intervention],
 ) -> Part:
-    n_ways = len(ways)
-    ids = [torch.tensor(list(rows[k])) for k in numbers.tolist()]
-    lengths = torch.tensor([len(row) for row in ids]).repeat(n_ways)
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).repeat(n_ways, 1)
-    mask = torch.arange(padded.shape[1]) < lengths[:, None]
     n = len(numbers)
     zeros: dict[AnySite, Tensor] = {}
     states: dict[AnySite, Tensor] = {}
@@ -126,24 +101,57 @@ def _part(
         return h + zeros[site]
 
     plan: list[Intervention] = [
-        *(_at(site, keep) for site in sites),
+        *(used_at(site, keep) for site in sites),
         *edits,
-        *(_at(site, open_to) for site in sites),
+        *(used_at(site, open_to) for site in sites),
     ]
-    plan += _turned(lm, ways, inputs, n)
-    with torch.enable_grad(), lm.attached(plan):
-        told = {"input_ids": padded, "attention_mask": mask.long()}
-        made = lm.model(**{k: v.to(lm.device) for k, v in told.items()}, use_cache=False)
-        last = made.logits[torch.arange(len(lengths)), (lengths - 1).to(made.logits.device)]
-        batch = Batch(torch.full((len(lengths),), -1), numbers.repeat(n_ways))
-        values = metric(last, batch)
-        found = _gradients(values, zeros)
+    if n_ways > 1:
+        stopped = torch.arange(-1, lm.n_layers).repeat_interleave(n).to(lm.device)
+        plan += [
+            _stopped(site, stopped == site.layer)
+            for component in ("attn_out", "mlp_out")
+            for site in lm.sites(component)
+        ]
+    with torch.enable_grad():
+        values, mask = run_rows(lm, rows, numbers.repeat(n_ways), plan, metric)
+        found = gradients(values, zeros)
     split = {site: slope.unflatten(0, (n_ways, n)) for site, slope in found.items()}
-    whole = values[:n].detach().cpu()
-    return Part(numbers, states, split, ways, whole, mask[:n].to(lm.device))
+    return Part(numbers, states, split, values[:n].detach().cpu(), mask[:n].to(lm.device))
 
 
-def _gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite, Tensor]:
+def run_rows(
+    lm: LM,
+    rows: Sequence[Sequence[int]],
+    numbers: Tensor,
+    plan: Sequence[Intervention],
+    metric: Measure,
+) -> tuple[Tensor, Tensor]:
+    """Return the metric [row] and the mask [row, position] of some prompts, in one pass with graph.
+
+    Args:
+        lm: the model.
+        rows: token ids of all prompts.
+        numbers: [row], which of them; one may come several times.
+        plan: what is attached.
+        metric: as in `slopes_of`.
+    """
+    ids = [torch.tensor(list(rows[k])) for k in numbers.tolist()]
+    lengths = torch.tensor([len(row) for row in ids])
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    told = {"input_ids": padded, "attention_mask": mask.long()}
+    with lm.attached(plan):
+        made = lm.model(**{k: v.to(lm.device) for k, v in told.items()}, use_cache=False)
+    last = made.logits[torch.arange(len(lengths)), (lengths - 1).to(made.logits.device)]
+    return metric(last, Batch(torch.full((len(lengths),), -1), numbers)), mask
+
+
+def gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite, Tensor]:
+    """Return the gradient of the sum of the values with respect to each tensor.
+
+    Raises:
+        PlanError: one has none.
+    """
     if not values.requires_grad:
         raise PlanError(
             "The metric has no gradient: it is constant, or was made from detached logits. "
@@ -161,36 +169,13 @@ def _gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite,
     return {site: slope for site, slope in zip(zeros, slopes, strict=True) if slope is not None}
 
 
-def _at(site: AnySite, use: Callable[[AnySite, Tensor], Tensor]) -> Custom:
+def used_at(site: AnySite, use: Callable[[AnySite, Tensor], Tensor]) -> Custom:
+    """Return an intervention that calls (site, h) -> h."""
+
     def fn(h: Tensor, _: Step) -> Tensor:
         return use(site, h)
 
     return Custom(site, fn)
-
-
-def _turned(lm: LM, ways: Sequence[Way], inputs: Tensor | None, n: int) -> list[Custom]:
-    """Return what makes the rows of each way differ; n rows for each."""
-    stopped = torch.tensor([-1 if way.stopped is None else way.stopped for way in ways])
-    rows = stopped.repeat_interleave(n).to(lm.device)
-    plan = []
-    if bool((stopped >= 0).any()):
-        plan += [
-            _stopped(site, rows == site.layer)
-            for component in ("attn_out", "mlp_out")
-            for site in lm.sites(component)
-        ]
-    if inputs is not None and any(way.mix for way in ways):
-        mix = torch.tensor([way.mix for way in ways]).repeat_interleave(n).to(lm.device)
-        plan.append(_mixed(inputs.repeat(len(ways), 1, 1).to(lm.device), mix[:, None, None]))
-    return plan
-
-
-def _mixed(inputs: Tensor, mix: Tensor) -> Custom:
-    def fn(h: Tensor, _: Step) -> Tensor:
-        there = torch.nn.functional.pad(inputs, (0, 0, 0, max(h.shape[1] - inputs.shape[1], 0)))
-        return torch.where(mix > 0, h + mix * (there[:, : h.shape[1]].to(h) - h), h)
-
-    return Custom(Site.embed(), fn)
 
 
 def _stopped(site: Site, rows: Tensor) -> Custom:

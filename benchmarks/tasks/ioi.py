@@ -14,7 +14,7 @@ def _draw(result: Result, path: Path) -> list[Path]:
     return draw_ioi(result, path)
 
 
-@task(paper="arXiv:2211.00593", cost="smollm2-135m: see the README")
+@task(paper="arXiv:2211.00593", cost="smollm2-135m: 12 min on one core")
 def ioi() -> Task:
     """Who gave what to whom."""
     return Task(

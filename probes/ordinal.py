@@ -11,11 +11,11 @@ from torch.nn.functional import logsigmoid
 
 from probes.errors import ProbeError
 from probes.features import principal_axes
+from probes.frozen import check_input, described, of_site, rows_of, settled, spec_fields
 from probes.held_out import split
 from probes.identity import plain, spec_digest
 from probes.inputs import Array, Labels, check_penalty, labelled, plain_list, samples
 from probes.linear import Label, Origin
-from probes.mlp_probe import check_input, described, of_site, rows_of, settled, spec_fields
 
 _STEPS, _HALVINGS = 100, 40
 _GRADIENT, _ACCEPTED = 1e-8, 1e-6

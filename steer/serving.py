@@ -57,7 +57,9 @@ def _apply(run: Run, op: Op, whole: Tensor, now: Pass) -> Tensor:
     if tap.base is not None:
         # resid_mid is a sum that no module returns: write the difference into its last summand.
         part = tap.view.get(whole)
-        h = torch.where(h == before, part, part + (h - before))
+        moved = part + (h - before)
+        # A choice would cut the gradient of an edit that adds a zero; bits matter where none flows.
+        h = moved if h.requires_grad else torch.where(h == before, part, moved)
     return tap.view.put(whole, h)
 
 

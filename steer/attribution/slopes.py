@@ -146,8 +146,15 @@ def run_rows(
     return metric(last, Batch(torch.full((len(lengths),), -1), numbers)), mask
 
 
-def gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite, Tensor]:
+def gradients(
+    values: Tensor, zeros: Mapping[AnySite, Tensor], *, keep_graph: bool = False
+) -> dict[AnySite, Tensor]:
     """Return the gradient of the sum of the values with respect to each tensor.
+
+    Args:
+        values: with their graph.
+        zeros: tensors in it.
+        keep_graph: further gradients will be taken of the same pass.
 
     Raises:
         PlanError: one has none.
@@ -158,7 +165,9 @@ def gradients(values: Tensor, zeros: Mapping[AnySite, Tensor]) -> dict[AnySite, 
             "Attribution follows the gradient from the metric to each site. Use a differentiable "
             "metric, such as a difference of logits."
         )
-    slopes = torch.autograd.grad(values.sum(), list(zeros.values()), allow_unused=True)
+    slopes = torch.autograd.grad(
+        values.sum(), list(zeros.values()), allow_unused=True, retain_graph=keep_graph
+    )
     missing = [str(site) for site, slope in zip(zeros, slopes, strict=True) if slope is None]
     if missing:
         raise PlanError(

@@ -17,3 +17,5 @@ from steer.patching.mapping import sweep as sweep
 from steer.patching.metrics import log_probability as log_probability
 from steer.patching.metrics import logit_difference as logit_difference
 from steer.patching.patch_map import PatchMap as PatchMap
+from steer.patching.paths import direct as direct
+from steer.patching.paths import paths as paths

@@ -53,6 +53,16 @@ def test_the_estimate_is_the_change_times_the_gradient_pair_by_pair(lm: LM):
     assert bool(found.values[0, 4:, 2].isnan().all())
 
 
+def test_a_state_that_is_a_sum_of_two_outputs_has_its_gradient(lm: LM):
+    # No module gives resid_mid: it is served as the block's input and what attention adds.
+    site = Site(1, "resid_mid")
+    found = attribution.atp(lm, CLEAN, CORRUPTED, [site], METRIC)
+    own, other = (lm.capture(rows, [site], scope=steer.ALL)[site] for rows in (CORRUPTED, CLEAN))
+    slope = gradient_by_hand(lm, "model.layers.1.self_attn", CORRUPTED[0], 0)
+    expected = ((other - own)[0] * slope).sum(-1)
+    torch.testing.assert_close(found.change[0, :, 0], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_it_is_exact_where_the_rest_of_the_model_is_linear(any_lm: LM):
     # After the last block only a norm is left: with logits as the site, nothing but the metric.
     estimate = attribution.atp(any_lm, CLEAN, CORRUPTED, [Site.logits()], METRIC, scope=steer.LAST)

@@ -39,3 +39,35 @@ def heat_map(
         title=title, template="plotly_white", height=height, xaxis_type="category", width=760
     )
     return go.Figure(picture, layout)
+
+
+def bars(
+    names: Sequence[str],
+    values: NDArray[np.float64],
+    ends: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    *,
+    title: str,
+) -> "plotly.graph_objects.Figure":
+    """Return an interactive bar for each name, with its interval.
+
+    Args:
+        names: one for each bar, the first on top.
+        values: [name]
+        ends: of the intervals, [name] each; None draws none.
+        title: above it.
+    """
+    # Optional dependency (extra "plots"), a second to import.
+    import plotly.graph_objects as go
+
+    error = None
+    if ends is not None:
+        error = {"type": "data", "array": ends[1] - values, "arrayminus": values - ends[0]}
+    picture = go.Bar(x=values, y=list(names), orientation="h", error_x=error)
+    layout = go.Layout(
+        title=title,
+        template="plotly_white",
+        height=max(320, 16 * len(names) + 160),
+        width=760,
+        yaxis={"autorange": "reversed", "type": "category"},
+    )
+    return go.Figure(picture, layout)

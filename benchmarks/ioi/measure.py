@@ -162,37 +162,40 @@ def _circuit(
     """Return how faithful a circuit found on some pairs is on others, and its controls."""
     every = patching.heads(lm)
     size = max(1, int(SHARE * len(every)))
-    greedy = attribution.find_circuit(lm, train.clean, train.corrupted, train.measure(), size=size)
+    measure = train.measure()
+    first = attribution.find_circuit(lm, train.clean, train.corrupted, measure, size=size)
+    greedy = attribution.refine_circuit(lm, train.clean, train.corrupted, first, measure)
     by_size = attribution.threshold_circuit(exact, size)
     draw = torch.Generator().manual_seed(seed)
     anywhere = [_random(every, size, draw) for _ in range(N_RANDOM)]
     in_place = [_same_blocks(every, greedy, draw) for _ in range(N_RANDOM)]
     rest = [site for site in every if site not in greedy]
     less = attribution.without_each(greedy)
-    asked = [greedy, by_size, rest, *anywhere, *in_place, *less]
+    asked = [greedy, by_size, rest, first, *anywhere, *in_place, *less]
     found = attribution.faithfulness(lm, test.clean, test.corrupted, asked, test.measure())
     lo, hi = found.interval(seed=seed)
     share = found.share
-    n = 3 + N_RANDOM
-    scored = [Number(float(share[k]), float(lo[k]), float(hi[k])) for k in range(3)]
+    n = 4 + N_RANDOM
+    scored = [Number(float(share[k]), float(lo[k]), float(hi[k])) for k in range(4)]
     drops = share[0] - share[n + N_RANDOM :]
     numbers = {
         "circuit_faithfulness": scored[0],
         "threshold_circuit_faithfulness": scored[1],
         "without_circuit_faithfulness": scored[2],
+        "unrefined_circuit_faithfulness": scored[3],
         "circuit_heads": Number(float(size)),
         "heads": Number(float(len(every))),
         "least_drop_without_a_head": Number(float(drops.min())),
         "overlap_greedy_threshold": Number(attribution.overlap(greedy, by_size)),
     }
     controls = {
-        CONTROLS[0]: _spread(share[3:n]),
+        CONTROLS[0]: _spread(share[4:n]),
         CONTROLS[1]: _spread(share[n : n + N_RANDOM]),
     }
     tables = {
         "circuit": [str(site) for site in greedy],
         "drops": drops.tolist(),
-        "random": share[3:n].tolist(),
+        "random": share[4:n].tolist(),
     }
     return numbers, controls, tables
 

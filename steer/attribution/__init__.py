@@ -13,8 +13,11 @@ from steer.attribution.circuits import find_circuit as find_circuit
 from steer.attribution.circuits import overlap as overlap
 from steer.attribution.circuits import threshold_circuit as threshold_circuit
 from steer.attribution.circuits import without_each as without_each
+from steer.attribution.complete import Completeness as Completeness
+from steer.attribution.complete import completeness as completeness
 from steer.attribution.edges import EdgeMap as EdgeMap
 from steer.attribution.edges import edges as edges
 from steer.attribution.estimating import Verified as Verified
 from steer.attribution.estimating import atp as atp
 from steer.attribution.estimating import verify as verify
+from steer.attribution.refining import refine_circuit as refine_circuit

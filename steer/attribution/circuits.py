@@ -149,18 +149,25 @@ def find_circuit(
         )
     into, out_of = pairs_of(lm, clean, corrupted, "noise")
     (column,) = columns_of(lm, into, out_of, every, ALL, baseline="other", align=align, seed=0)
-    model = metric(lm.logits(into), Batch(torch.full((len(into),), -1), torch.arange(len(into))))
+    nearness = nearness_to(lm, into, metric)
+    found: list[Site] = []
+    steps = tqdm(range(0, size, per_step), "circuit", delay=2, leave=False)
+    for _ in steps:
+        gain = gains(lm, into, every, found, column, nearness)
+        left = [k for k in gain.argsort(descending=True).tolist() if every[k] not in found]
+        found += [every[k] for k in left[: min(per_step, size - len(found))]]
+    return tuple(found)
+
+
+def nearness_to(lm: LM, into: Sequence[Sequence[int]], metric: Measure) -> Measure:
+    """Return the measure of how near each pair's metric is to the whole model's: minus a square."""
+    whole = Batch(torch.full((len(into),), -1), torch.arange(len(into)))
+    model = metric(lm.logits(into), whole)
 
     def nearness(logits: Tensor, batch: Batch) -> Tensor:
         return -((metric(logits, batch) - model[batch.rows.to(model.device)]) ** 2)
 
-    found: list[Site] = []
-    steps = tqdm(range(0, size, per_step), "circuit", delay=2, leave=False)
-    for _ in steps:
-        gain = _gains(lm, into, every, found, column, nearness)
-        left = [k for k in gain.argsort(descending=True).tolist() if every[k] not in found]
-        found += [every[k] for k in left[: min(per_step, size - len(found))]]
-    return tuple(found)
+    return nearness
 
 
 def threshold_circuit(effects: PatchMap, size: int) -> tuple[Site, ...]:
@@ -190,7 +197,7 @@ def _cut(every: Heads, kept: Heads, column: Column) -> list[Patch]:
     return [patch_of(site, column, None) for site in every if site not in inside]
 
 
-def _gains(
+def gains(
     lm: LM,
     into: Sequence[Sequence[int]],
     every: Heads,

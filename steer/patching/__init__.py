@@ -5,11 +5,19 @@
     found.effect, found.interval(), found.p_values(), found.top(5), found.plot()
 
 `sweep` builds the patches and runs them as arms of one `steer.sweep`. Every pair of prompts keeps
-its own value, so that intervals and p-values are over pairs.
+its own value, so that intervals and p-values are over pairs. `paths` and `direct` follow what one
+component says to another; `ablate`, `knock_out` and `skip` take things away without a pair.
 """
 
+from steer.patching.ablated import Ablated as Ablated
+from steer.patching.ablating import ablate as ablate
+from steer.patching.ablating import skip as skip
+from steer.patching.ablating import skip_each as skip_each
 from steer.patching.aligning import Alignment as Alignment
 from steer.patching.aligning import aligned as aligned
+from steer.patching.knock_outs import Cut as Cut
+from steer.patching.knock_outs import knock_out as knock_out
+from steer.patching.knock_outs import windows as windows
 from steer.patching.mapping import Prepared as Prepared
 from steer.patching.mapping import heads as heads
 from steer.patching.mapping import prepared as prepared

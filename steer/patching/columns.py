@@ -59,7 +59,7 @@ def each_token(
     own_ids, other_ids = ids_of(into, wide), ids_of(out_of, far)
     values = {
         site: written(
-            Runs(_tokens(own, site), _tokens(other, site), own_ids, other_ids, pairs.places),
+            Runs(tokens_at(own, site), tokens_at(other, site), own_ids, other_ids, pairs.places),
             baseline,
             seed=seed,
         )
@@ -112,11 +112,11 @@ def scoped(
             "for one of the other then. Choose a scope that holds as many in both, such as its "
             "last token: steer.at(...)."
         )
-    ids = [_ids_at(rows, acts) for rows, acts in ((into, own), (out_of, other))]
+    ids = [ids_at(rows, acts) for rows, acts in ((into, own), (out_of, other))]
     places = torch.where(ids[0] >= 0, torch.arange(ids[0].shape[1]), -1)
     values = {
         site: written(
-            Runs(_tokens(own, site), _tokens(other, site), ids[0], ids[1], places),
+            Runs(tokens_at(own, site), tokens_at(other, site), ids[0], ids[1], places),
             baseline,
             seed=seed,
         )
@@ -146,7 +146,7 @@ def bases_of(sites: Sequence[AnySite]) -> list[AnySite]:
     return list(dict.fromkeys(base_of(site) for site in sites))
 
 
-def _tokens(acts: Activations, site: AnySite) -> Tensor:
+def tokens_at(acts: Activations, site: AnySite) -> Tensor:
     """Return [pair, n, ...], also where each pair has one token."""
     return acts[site] if acts.mask is not None else acts[site][:, None]
 
@@ -156,7 +156,7 @@ def _counts(acts: Activations) -> Tensor:
     return torch.ones(len(acts.positions), dtype=torch.long) if counts is None else counts.cpu()
 
 
-def _ids_at(rows: Sequence[Sequence[int]], acts: Activations) -> Tensor:
+def ids_at(rows: Sequence[Sequence[int]], acts: Activations) -> Tensor:
     """Return [pair, n]: the token ids at an Activations' positions, -1 where there is none."""
     places = acts.positions if acts.mask is not None else acts.positions[:, None]
     ids = ids_of(rows, max(len(row) for row in rows))

@@ -100,6 +100,18 @@ def test_a_planted_circuit_is_found_and_no_head_of_it_can_be_spared():
     assert float(whole.share[0]) == pytest.approx(1.0, abs=1e-3)
     found = attribution.find_circuit(lm, CLEAN, CORRUPTED, metric, size=3)
     assert set(found) == alive
+    # From a wrong start: one dead head in the place of a live one is exchanged for it.
+    dead = next(site for site in patching.heads(lm) if site not in alive)
+    wrong = (*sorted(alive)[:2], dead)
+    better = attribution.refine_circuit(lm, CLEAN, CORRUPTED, wrong, metric)
+    assert set(better) == alive
+    whole_one = attribution.completeness(lm, CLEAN, CORRUPTED, sorted(alive), metric, n_subsets=5)
+    assert float(whole_one.gap.max()) < 1e-3
+    assert whole_one.idle == ()
+    lacking = attribution.completeness(lm, CLEAN, CORRUPTED, wrong, metric, subsets=[[wrong[0]]])
+    assert float(lacking.gap[0]) > 100 * float(whole_one.gap.max())
+    assert "without" in repr(lacking)
+    assert dead in lacking.idle
     less = attribution.without_each(found)
     shares = attribution.faithfulness(lm, CLEAN, CORRUPTED, less, metric).share
     assert bool((shares < 1 - 1e-3).all())
@@ -111,7 +123,7 @@ def test_a_planted_circuit_is_found_and_no_head_of_it_can_be_spared():
 
 def test_gains_are_the_gradients_of_giving_each_head_back(lm: LM):
     # Giving back a small share of a head: the metric's change over the share.
-    from steer.attribution.circuits import _gains
+    from steer.attribution.circuits import gains
     from steer.patching.pairs import columns_of
 
     every = patching.heads(lm)
@@ -119,7 +131,7 @@ def test_gains_are_the_gradients_of_giving_each_head_back(lm: LM):
         lm, CLEAN, CORRUPTED, every, steer.ALL, baseline="other", align="token", seed=0
     )
     found = [Site(1, "z", 2)]
-    gains = _gains(lm, CLEAN, every, found, column, METRIC)
+    found_gains = gains(lm, CLEAN, every, found, column, METRIC)
     (scored,) = attribution.faithfulness(lm, CLEAN, CORRUPTED, [found], METRIC).metric
     share = 1e-2
     for site in (Site(0, "z", 1), Site(3, "z", 2)):
@@ -142,7 +154,7 @@ def test_gains_are_the_gradients_of_giving_each_head_back(lm: LM):
         logits = lm.logits(CLEAN, [*cut, steer.Custom(site, partly)])
         values = METRIC(logits, steer.Batch(torch.full((3,), -1), torch.arange(3)))
         slope = float((values - scored).sum()) / share
-        assert float(gains[every.index(site)]) == pytest.approx(slope, rel=0.1, abs=2e-3)
+        assert float(found_gains[every.index(site)]) == pytest.approx(slope, rel=0.1, abs=2e-3)
 
 
 def test_overlap_is_that_of_sets_and_strange_heads_are_refused(lm: LM):

@@ -8,13 +8,15 @@ recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Sna
 PreserveNorm, Custom); a plan is a list of them, or Rows, one list per row of the batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
-`patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it; `compiled`
+`patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it,
+`interchange.fit_das` learns the subspace that carries a variable; `compiled`
 steers without hooks that come and go, `bake` writes a plan into weights. `save` and `load_artifact`
 keep any of these values.
 """
 
 from steer import attribution as attribution
 from steer import belief as belief
+from steer import interchange as interchange
 from steer import patching as patching
 from steer.activations import Activations as Activations
 from steer.artifacts import load_artifact as load_artifact

@@ -32,6 +32,8 @@ WRITERS = {"mlp_post": "mlp_out", "z": "attn_out"}
 PARTS = ("subspace", "read part", "unread part", "whole")
 ENOUGH = 0.5
 """A subspace is called an illusion if its read part does less than this share of its effect."""
+TOO_MUCH = 1.5
+"""Or if it does more than so many times what the whole state does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -45,6 +47,8 @@ class IllusionReport:
     its part that is not, the whole state, and "random" subspaces of as many dimensions."""
     lost: tuple[float, float, float]
     """The subspace's effect minus its read part's, with its interval."""
+    exceeds: tuple[float, float, float]
+    """The subspace's effect minus the whole state's, with its interval."""
     read_share: float
     """How much of the subspace (mean squared length of its directions) is read."""
     variance: dict[str, float]
@@ -56,25 +60,34 @@ class IllusionReport:
     """Length of the unit mean difference of the pairs within it."""
 
     @property
-    def illusory(self) -> bool:
-        """Whether the effect needs a part that nothing reads.
+    def reasons(self) -> tuple[str, ...]:
+        """Why the effect is not the subspace's own; empty where nothing speaks against it.
 
-        True where the read part alone does less than half of what the subspace does, and the loss
-        is more than the pairs' spread.
+        Its read part alone does less than half of what it does, and the loss is more than the
+        pairs' spread. Or it does more than half as much again as the whole state does, and more
+        than the pairs' spread: then it writes what the state itself never does, unless the rest
+        of the state works against it.
         """
         effect, read = self.effects["subspace"][0], self.effects["read part"][0]
-        sign = 1.0 if effect > 0 else -1.0
-        surely = min(sign * self.lost[1], sign * self.lost[2]) > 0
-        return surely and sign * read < ENOUGH * abs(effect)
+        whole, sign = self.effects["whole"][0], 1.0 if self.effects["subspace"][0] > 0 else -1.0
+        lost, more = (min(sign * x[1], sign * x[2]) > 0 for x in (self.lost, self.exceeds))
+        found = []
+        if lost and sign * read < ENOUGH * abs(effect):
+            found.append("its effect needs a part that nothing reads")
+        if more and sign * whole < abs(effect) / TOO_MUCH:
+            found.append("it does more than the whole state does")
+        return tuple(found)
+
+    @property
+    def illusory(self) -> bool:
+        """Whether anything speaks against the subspace; see `reasons`."""
+        return bool(self.reasons)
 
     def __repr__(self) -> str:
         """Give the verdict and what it rests on."""
         shares = ", ".join(f"{name} {value:.2f}" for name, (value, _, _) in self.effects.items())
-        verdict = (
-            "an illusion: its effect needs a part that nothing reads"
-            if self.illusory
-            else "its read part has the effect"
-        )
+        why = " and ".join(self.reasons)
+        verdict = f"an illusion: {why}" if why else "its read part has the effect"
         return (
             f"IllusionReport({self.site}, {self.dims} dimensions: {verdict}; shares of the gap: "
             f"{shares}; {self.read_share:.0%} of it is read, which varies "
@@ -131,13 +144,15 @@ def check_illusion(
     random = moved[len(PARTS) :].mean(0, keepdims=True)
     told = _shares(np.concatenate([moved[: len(PARTS)], random]), gap, seed)
     # The gap as it is: whether something is lost does not hang on how well the gap is known.
-    (lost,) = _shares(moved[:1] - moved[1:2], np.full_like(gap, gap.mean()), seed)
+    less = moved[:1] - moved[[1, 3]]
+    lost, exceeds = _shares(less, np.full_like(gap, gap.mean()), seed)
     states = torch.cat([own, other]).double()
     return IllusionReport(
         site,
         len(basis),
         dict(zip((*PARTS, "random"), told, strict=True)),
         lost,
+        exceeds,
         float(parts[0].square().sum() / len(basis)),
         {"subspace": _spread(states, basis), "read part": _spread(states, bases["read part"])},
         _within(slopes[0].mean(0), basis),

@@ -1,0 +1,1 @@
+"""Small transformers trained or made here, in which the truth is known: what methods must find."""

@@ -1,0 +1,104 @@
+"""A small transformer with a pathway that is never used, planted after training.
+
+It says which of two sets the first token is from. In its last MLP one neuron tells the sets apart
+but is read by nothing, and another never fires but points at the answer: the illusion of Makelov
+et al. 2023 (arXiv:2311.17030) by construction. Neither changes what the model says.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import steer
+from benchmarks.toy.words import words
+from steer import Site
+
+N_WORDS, LENGTH, LAYERS = 20, 5, 2
+SITE = Site(LAYERS - 1, "mlp_post")
+STEPS = 400
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planted:
+    """The model, and what was planted in its last MLP."""
+
+    lm: steer.LM
+    direction: Tensor
+    """[d_mlp] unit: the unread neuron and the silent one."""
+    genuine: Tensor
+    """[d_mlp] unit: what the MLP truly reads of the difference between the sets."""
+    accuracy: float
+    """Of the planted model; that of the trained one is no other."""
+
+
+def rows_of(n: int, seed: int) -> Tensor:
+    """Return [n, LENGTH] token ids."""
+    return torch.randint(N_WORDS, (n, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def answers(rows: Tensor) -> Tensor:
+    """Return [row]: the token that is right."""
+    return N_WORDS + (rows[:, 0] < N_WORDS // 2).long()
+
+
+def planted(seed: int) -> Planted:
+    """Train a model and plant the pathway."""
+    model = _trained(seed)
+    mlp = model.model.layers[-1].mlp
+    tokenizer = words([*map(str, range(N_WORDS)), "no", "yes"])
+    rows = rows_of(512, seed + 1)
+    lm = steer.wrap(model, tokenizer)
+    states = lm.capture(rows.tolist(), [SITE])[SITE]
+    yes = answers(rows) == N_WORDS + 1
+    difference = states[yes].mean(0) - states[~yes].mean(0)
+    apart = difference.abs() / states.std(0).clamp(min=1e-6)
+    tells, silent = (int(k) for k in apart.topk(2).indices)
+    unembed = model.lm_head.weight
+    points = unembed[N_WORDS + 1] - unembed[N_WORDS]
+    with torch.no_grad():
+        mlp.up_proj.weight[silent] = 0.0
+        mlp.down_proj.weight[:, tells] = 0.0
+        # Half of the difference reaches the silent neuron: enough to say the other word.
+        scale = 20 * float(difference[tells].sign()) / float(difference[tells].abs())
+        mlp.down_proj.weight[:, silent] = scale * points / points.norm()
+    lm = steer.wrap(model, tokenizer)
+    states = lm.capture(rows.tolist(), [SITE])[SITE]
+    moved = states[yes].mean(0) - states[~yes].mean(0)
+    axes = torch.linalg.svd(mlp.down_proj.weight.detach(), full_matrices=False)[2]
+    genuine = axes.mT @ (axes @ moved)
+    right = lm.logits(rows.tolist()).argmax(-1) == answers(rows)
+    neurons = torch.tensor([tells, silent])
+    direction = one_hot(neurons, states.shape[1]).sum(0) / 2**0.5
+    return Planted(lm, direction, genuine / genuine.norm(), float(right.float().mean()))
+
+
+def _trained(seed: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=N_WORDS + 2,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=16,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    adam = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            rows = rows_of(128, 10_000 * (seed + 1) + step)
+            logits = model(input_ids=rows, logits_to_keep=1).logits[:, -1]
+            loss = cross_entropy(logits, answers(rows))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    return model.eval().requires_grad_(False)

@@ -37,10 +37,39 @@ def softmax_regression(
     z = torch.cat([z, z.new_ones(n_sites, n_samples, 1)], -1)
     gram = torch.cat([gram, gram.new_full((n_sites, 1), n_samples)], -1)
     penalty = torch.full_like(gram, l2)
-    penalty[:, -1] = 0.0
-    penalty = penalty.unsqueeze(-1)
+    penalty = torch.cat([penalty[:, :-1], torch.zeros_like(penalty[:, -1:])], -1)
+    theta = _minimised(z, gram, penalty.unsqueeze(-1), index, n_classes)
+    return theta[:, :-1], theta[:, -1]
+
+
+def softmax_through_zero(
+    x: Float[Tensor, "site sample d_model"],
+    index: Int[Tensor, " sample"],
+    n_classes: int,
+    l2: float,
+) -> Float[Tensor, "site out d_model"]:
+    """Minimise cross entropy summed over samples + l2 / 2 |weight|^2, without a bias.
+
+    Returns:
+        One row for each class, on x as it is; rows sum to zero.
+
+    Raises:
+        ProbeError: no convergence.
+    """
+    # Rotated to the axes of x x', as it is: the diagonal is a good preconditioner again.
+    span, sizes, axes = torch.linalg.svd(x, full_matrices=False)
+    z, gram = span * sizes.unsqueeze(-2), sizes.square()
+    penalty = torch.full_like(gram, l2).unsqueeze(-1)
+    theta = _minimised(z, gram, penalty, index, n_classes)
+    return theta.mT @ axes
+
+
+def _minimised(
+    z: Tensor, gram: Tensor, penalty: Tensor, index: Tensor, n_classes: int
+) -> Float[Tensor, "site k out"]:
+    """Return the minimum by Newton steps, columns summing to zero."""
     target = torch.nn.functional.one_hot(index, n_classes).to(z.dtype)
-    theta = z.new_zeros(n_sites, z.shape[-1], n_classes)
+    theta = z.new_zeros(len(z), z.shape[-1], n_classes)
 
     first = worst = None
     for _ in range(_NEWTON_STEPS):
@@ -62,8 +91,7 @@ def softmax_regression(
             f"is {float(worst.max()):.1e} of the first one. The penalty is too small for data that "
             "can be told apart. Give a larger l2."
         )
-    theta = theta - theta.mean(-1, keepdim=True)
-    return theta[:, :-1], theta[:, -1]
+    return theta - theta.mean(-1, keepdim=True)
 
 
 def _objective(z: Tensor, target: Tensor, penalty: Tensor, theta: Tensor) -> Tensor:

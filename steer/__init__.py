@@ -4,7 +4,8 @@
 
 `load` or `wrap` gives an LM. A Site says where, a Scope which tokens. `lm.capture` reads
 Activations; `probes` and `manifolds` fit read-outs and shapes on them. An intervention is a frozen
-recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, When, Monitor,
+recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, Erase, When,
+Monitor,
 PreserveNorm, Custom); a plan is a list of them, or Rows, one list per row of the batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
@@ -44,6 +45,7 @@ from steer.interventions import Add as Add
 from steer.interventions import Affine as Affine
 from steer.interventions import Clamp as Clamp
 from steer.interventions import Custom as Custom
+from steer.interventions import Erase as Erase
 from steer.interventions import Monitor as Monitor
 from steer.interventions import MoveAlong as MoveAlong
 from steer.interventions import MoveTo as MoveTo

@@ -23,6 +23,15 @@ class Probe(Protocol):
 
 
 @runtime_checkable
+class Eraser(Protocol):
+    """A fitted map that takes a concept out of states."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the states without it: [..., d_model] -> [..., d_model]."""
+        ...
+
+
+@runtime_checkable
 class Manifold(Protocol):
     """A fitted shape in activation space, living on an affine subspace.
 

@@ -1,6 +1,7 @@
 """Modular addition: does alignment search find the sum, and do Fourier probes name its periods?"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,13 @@ import steer
 from benchmarks.result import Outcome
 from benchmarks.stats import Number
 from benchmarks.task import Options
-from benchmarks.toy.modular import Recipe, accuracy, every_sum, needed_frequencies, trained
+from benchmarks.toy.modular import Recipe, accuracy, every_sum, output_frequencies, trained
 from steer import Site, interchange
 
 CONTROLS = ("random_rotation_accuracy", "arbitrary_answers_accuracy", "operand_accuracy", "chance")
 N_SEEDS = 3
-N_TRAIN, N_TEST = 1024, 512
+N_TRAIN, N_TEST, N_PROBE = 1024, 512, 1500
+READ = 0.75
 DIMS = (2, 4, 6, 8, 10, 12, 14, 16)
 ENOUGH = 0.97
 """Share of the training trials from which on no further direction is added."""
@@ -32,7 +34,7 @@ class Found:
     operand: interchange.Accuracy
     dims: int
     boundless: tuple[int, interchange.Accuracy]
-    needed: dict[int, float]
+    spoken: dict[int, float]
     named: tuple[int, ...]
     r2: dict[int, float]
 
@@ -46,7 +48,7 @@ def measure_arithmetic(lm: steer.LM, options: Options) -> Outcome:
     recipe = Recipe()
     seeds = range(options.seed, options.seed + (options.limit or N_SEEDS))
     found = [_found(trained(recipe, seed), recipe.prime, seed) for seed in seeds]
-    right = [set(one.named) == set(one.needed) for one in found]
+    right = [set(one.named) == set(one.spoken) for one in found]
     numbers = {
         "das_accuracy": _pooled([one.beside.found for one in found]),
         "das_accuracy_worst_seed": _worst([one.beside.found for one in found]),
@@ -55,7 +57,7 @@ def measure_arithmetic(lm: steer.LM, options: Options) -> Outcome:
         "boundless_dims": _range([one.boundless[0] for one in found]),
         "whole_state_accuracy": _pooled([one.beside.whole for one in found]),
         "periods_named_right": Number(float(np.mean(right))),
-        "frequencies_needed": _range([len(one.needed) for one in found]),
+        "frequencies_spoken": _range([len(one.spoken) for one in found]),
         "model_accuracy": _range([one.accuracy for one in found]),
     }
     arbitrary = [one.beside.arbitrary for one in found]
@@ -67,7 +69,7 @@ def measure_arithmetic(lm: steer.LM, options: Options) -> Outcome:
     }
     tables = {
         "seeds": list(seeds),
-        "needed": [{str(k): v for k, v in one.needed.items()} for one in found],
+        "spoken": [{str(k): v for k, v in one.spoken.items()} for one in found],
         "named": [list(one.named) for one in found],
         "r2": [{str(k): v for k, v in one.r2.items()} for one in found],
         "prime": recipe.prime,
@@ -85,9 +87,7 @@ def _found(lm: steer.LM, prime: int, seed: int) -> Found:
         if score.value >= ENOUGH:
             break
     assert subspace is not None
-    beside = interchange.controls(
-        lm, held_out, subspace, train=train, training=TRAINING, seed=seed
-    )
+    beside = interchange.controls(lm, held_out, subspace, train=train, training=TRAINING, seed=seed)
     # The first operand is not in the state that is exchanged: its sum is.
     wrong = interchange.fit_das(
         lm, operand[:N_TRAIN], SITE, dims=subspace.dims, within=None, training=TRAINING
@@ -104,7 +104,7 @@ def _found(lm: steer.LM, prime: int, seed: int) -> Found:
             free.dims,
             interchange.interchange_accuracy(lm, held_out, SITE, {"free": free.basis})["free"],
         ),
-        needed_frequencies(lm, prime),
+        output_frequencies(lm, prime),
         named,
         r2,
     )
@@ -127,8 +127,21 @@ def _trials(
 
 
 def _named(lm: steer.LM, prime: int, seed: int) -> tuple[tuple[int, ...], dict[int, float]]:
-    """Return the frequencies at which a Fourier probe reads the sum."""
-    raise NotImplementedError
+    """Return the frequencies at which a Fourier probe reads the sum, and R2 at all of them.
+
+    Periods of which three quarters of the variance are read in sums that were held out.
+    """
+    rows = every_sum(prime)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:N_PROBE]
+    states = lm.capture(rows[order].tolist(), [SITE])[SITE]
+    sums = (rows[order, :2].sum(1) % prime).tolist()
+    frequencies = range(1, (prime - 1) // 2 + 1)
+    periods = [prime / k for k in frequencies]
+    probe = probes.fit_fourier(states, sums, periods, permutations=99, seed=seed)
+    notes: Any = probe.diagnostics
+    r2 = dict(zip(frequencies, notes["held_out_r2"], strict=True))
+    p = dict(zip(frequencies, notes["p_value"], strict=True))
+    return tuple(k for k in frequencies if r2[k] >= READ and p[k] <= 0.01), r2
 
 
 def _pooled(several: list[interchange.Accuracy]) -> Number:

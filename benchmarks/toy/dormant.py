@@ -6,6 +6,7 @@ et al. 2023 (arXiv:2311.17030) by construction. Neither changes what the model s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def answers(rows: Tensor) -> Tensor:
 def planted(seed: int) -> Planted:
     """Train a model and plant the pathway."""
     model = _trained(seed)
-    mlp = model.model.layers[-1].mlp
+    mlp: Any = model.model.layers[-1].mlp
     tokenizer = words([*map(str, range(N_WORDS)), "no", "yes"])
     rows = rows_of(512, seed + 1)
     lm = steer.wrap(model, tokenizer)

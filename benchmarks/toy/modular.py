@@ -47,7 +47,9 @@ def trained(recipe: Recipe, seed: int) -> steer.LM:
             loss.backward()
             adam.step()
             rates.step()
-    return steer.wrap(model.eval().requires_grad_(False), words([*map(str, range(recipe.prime)), "="]))
+    return steer.wrap(
+        model.eval().requires_grad_(False), words([*map(str, range(recipe.prime)), "="])
+    )
 
 
 def _config(recipe: Recipe) -> LlamaConfig:
@@ -78,27 +80,17 @@ def accuracy(lm: steer.LM, prime: int) -> float:
     return float((lm.logits(rows.tolist()).argmax(-1) == rows[:, :2].sum(1) % prime).float().mean())
 
 
-def needed_frequencies(lm: steer.LM, prime: int, *, drop: float = 0.02) -> dict[int, float]:
-    """Return the frequencies that the model needs, and the accuracy that it loses without each.
+def output_frequencies(lm: steer.LM, prime: int, *, share: float = 0.01) -> dict[int, float]:
+    """Return the frequencies of the sum in what the model says, and their share of its power.
 
-    By surgery on the weights, with none of the methods that are tested: the embeddings' part at one
-    frequency is removed from a copy and the sums are done again.
+    From the outputs alone, with none of the methods that are tested: the mean logit of each number
+    by its distance from the right one, and the discrete Fourier transform of that.
     """
-    weight = lm.model.get_input_embeddings().weight.detach()
-    numbers = torch.arange(prime, dtype=weight.dtype)
     rows = every_sum(prime)
-    right = rows[:, :2].sum(1) % prime
-    before = accuracy(lm, prime)
-    found = {}
-    for k in range(1, (prime - 1) // 2 + 1):
-        turns = 2 * torch.pi * k * numbers / prime
-        waves = torch.stack([turns.cos(), turns.sin()])
-        waves = waves / waves.norm(dim=1, keepdim=True)
-        part = torch.cat([waves.mT @ (waves @ weight[:prime]), torch.zeros_like(weight[prime:])])
-        with torch.no_grad():
-            embeds = (weight - part)[rows]
-            logits = lm.model(inputs_embeds=embeds, logits_to_keep=1).logits[:, -1]
-        lost = before - float((logits.argmax(-1) == right).float().mean())
-        if lost > drop:
-            found[k] = lost
-    return found
+    logits = lm.logits(rows.tolist())[:, :prime].double().cpu()
+    sums = rows[:, :2].sum(1) % prime
+    at = (torch.arange(prime) + sums[:, None]) % prime
+    curve = logits.gather(1, at).mean(0)
+    power = torch.fft.rfft(curve - curve.mean()).abs().square()
+    parts = (power / power.sum()).tolist()
+    return {k: part for k, part in enumerate(parts) if part > share}

@@ -4,6 +4,7 @@ from steer.interventions.arithmetic import Relative as Relative
 from steer.interventions.curved import MoveAlong as MoveAlong
 from steer.interventions.curved import MoveTo as MoveTo
 from steer.interventions.curved import Snap as Snap
+from steer.interventions.erase import Erase as Erase
 from steer.interventions.gates import Monitor as Monitor
 from steer.interventions.gates import Read as Read
 from steer.interventions.gates import When as When

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steer.interventions.arithmetic import FEW, Relative
 from steer.interventions.curved import MoveAlong, MoveTo, Snap
+from steer.interventions.erase import Erase
 from steer.interventions.gates import Monitor, When
 from steer.interventions.linear import Ablate, Add, Affine, Clamp, Rotate, Scale
 from steer.interventions.patch import Patch
@@ -64,6 +65,7 @@ FIELDS: Mapping[type, Mapping[str, Field]] = {
     MoveTo: {"u": _point, "strength": _number},
     MoveAlong: {"by": _point, "strength": _number},
     Snap: {"strength": _number},
+    Erase: {"strength": _number},
     When: {"above": _number},
     PreserveNorm: {},
     Monitor: {},
@@ -74,6 +76,7 @@ SAME: Mapping[type, tuple[str, ...]] = {
     MoveTo: ("manifold", "mode"),
     MoveAlong: ("manifold", "mode"),
     Snap: ("manifold",),
+    Erase: ("eraser",),
     When: ("read", "latch"),
     Monitor: ("read",),
 }

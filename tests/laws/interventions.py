@@ -222,6 +222,11 @@ def _snap(w: Wanted) -> Intervention:
     return steer.Snap(w.site, w.setting.curve, w.strength, w.scope)
 
 
+def _erase(w: Wanted) -> Intervention:
+    labels = (w.setting.states @ w.setting.draw("concept", w.setting.lm.d_model) > 0).long()
+    return steer.Erase(w.site, probes.fit_erasure(w.setting.states, labels), w.strength, w.scope)
+
+
 def _when(w: Wanted) -> Intervention:
     read = steer.Read(w.setting.reads, w.setting.probe, steer.PROMPT)
     return steer.When(read, _add(w), above=0.0)
@@ -310,6 +315,7 @@ FACTORIES: Mapping[str, Factory] = {
     "move-along-replace": _move_along_replace,
     "move-along-rows": _move_along_rows,
     "snap": _snap,
+    "erase": _erase,
     "when": _when,
     "when-mean": _when_mean,
     "when-token": _when_token,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import manifolds
+import probes
 import steer
 from steer import Site, Step
 from steer.interventions.stacked import FIELDS, exact_signature, signature, stack
@@ -28,6 +29,7 @@ class Sum:
 
 READ = steer.Read(Site(0), Sum(), steer.ALL)
 STATES = torch.randn(24, D, generator=torch.Generator().manual_seed(3))
+ERASURE = probes.fit_erasure(STATES, [at % 3 for at in range(24)])
 RING = manifolds.fit_curve(STATES, range(24), period=24)
 
 
@@ -57,6 +59,7 @@ MAKERS: dict[str, Make] = {
     "move to": lambda g, at: steer.MoveTo(SITE, RING, amount(g, at), strength=amount(g, at + 3)),
     "move along": lambda g, at: steer.MoveAlong(SITE, RING, amount(g, at)),
     "snap": lambda g, at: steer.Snap(SITE, RING, amount(g, at)),
+    "erase": lambda g, at: steer.Erase(SITE, ERASURE, amount(g, at)),
     "when": lambda g, at: steer.When(
         READ, steer.Add(SITE, vector(g, D), amount(g, at)), above=at - 2.0, latch="token"
     ),

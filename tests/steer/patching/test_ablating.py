@@ -75,7 +75,6 @@ def test_each_skipped_block_is_an_arm(lm: LM):
 
 
 def test_a_picture_holds_every_change_and_its_interval(lm: LM):
-    pytest.importorskip("plotly")
     found = patching.skip_each(lm, PROMPTS, METRIC)
     drawn = found.plot().data[0]
     assert list(drawn.x) == pytest.approx(found.change.tolist())

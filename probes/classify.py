@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from probes.errors import ProbeError
-from probes.features import principal_axes
-from probes.held_out import scored_probe
+from probes.features import principal_axes, scaled
+from probes.held_out import Start, scored_probe
 from probes.inputs import Array, Labels, check_penalty, labelled, plain_list, samples
 from probes.linear import LinearProbe, Origin
+from probes.logistic import logistic_regression
 from probes.softmax import softmax_regression
 
 
@@ -102,18 +103,45 @@ def fit_lda(
 
 
 def _logistic(
-    x: Tensor, index: Tensor, *, n_classes: int, l2: float, standardize: bool
+    x: Tensor, index: Tensor, near: Start, *, n_classes: int, l2: float, standardize: bool
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias on raw activations."""
+    if n_classes == 2:
+        return _two_classes(x, index, near, l2=l2, standardize=standardize)
     axes = principal_axes(x, standardize=standardize)
-    # Two classes as a softmax have weights w / 2 and -w / 2, penalised by half of |w|^2.
-    strength = 2 * l2 if n_classes == 2 else l2
-    weight, bias = softmax_regression(axes.z, axes.gram, index, n_classes, strength)
-    return _two_sided(*axes.folded(weight, bias))
+    weight, bias = softmax_regression(axes.z, axes.gram, index, n_classes, l2)
+    return axes.folded(weight, bias)
 
 
-def _lda(x: Tensor, index: Tensor, *, n_classes: int, shrinkage: float) -> tuple[Tensor, Tensor]:
+def _two_classes(
+    x: Tensor, index: Tensor, near: Start, *, l2: float, standardize: bool
+) -> tuple[Tensor, Tensor]:
+    """Return weight [site, d] and bias [site]."""
+    z, mean, scale = scaled(x, standardize=standardize)
+    positive = index.to(z.dtype)
+    if x.shape[-1] <= x.shape[1]:
+        start = None if near is None else _in_units(*near, mean, scale)
+        theta = logistic_regression(z, positive, l2, start)
+        weight = theta[:, :-1]
+    else:
+        # Weights lie in the span of the samples: as many coordinates as those.
+        span, corner = torch.linalg.qr(z.mT)
+        theta = logistic_regression(corner.mT, positive, l2)
+        weight = (span @ theta[:, :-1].unsqueeze(-1)).squeeze(-1)
+    raw = weight / scale
+    return raw, theta[:, -1] - (raw * mean).sum(-1)
+
+
+def _in_units(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return [site, d + 1]: weights on raw activations as weights on scaled ones."""
+    return torch.cat([weight * scale, (bias + (weight * mean).sum(-1)).unsqueeze(-1)], -1)
+
+
+def _lda(
+    x: Tensor, index: Tensor, near: Start, *, n_classes: int, shrinkage: float
+) -> tuple[Tensor, Tensor]:
     """Return weight and bias from means, covariance and class frequencies."""
+    del near  # a closed form begins nowhere
     n_samples, d_model = x.shape[1:]
     if shrinkage == 0 and n_samples - n_classes < d_model:
         raise ProbeError(

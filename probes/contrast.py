@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from probes.errors import ProbeError
-from probes.held_out import Fit, scored_probe
+from probes.held_out import Fit, Start, scored_probe
 from probes.inputs import Array, Samples, contrast
 from probes.linear import LinearProbe, Origin
 
@@ -79,14 +79,16 @@ def _contrasted(
     return replace(probe, diagnostics={"separation": gap.tolist(), **probe.diagnostics})
 
 
-def _mean_difference(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_difference(x: Tensor, index: Tensor, near: Start) -> tuple[Tensor, Tensor]:
     """Return the unit difference of the means and the bias that puts zero between them."""
+    del near  # a closed form begins nowhere
     negative, positive = x[:, index == 0].mean(1), x[:, index == 1].mean(1)
     return _between(positive - negative, positive, negative)
 
 
-def _pca_difference(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _pca_difference(x: Tensor, index: Tensor, near: Start) -> tuple[Tensor, Tensor]:
     """Return the first right singular vector of the differences, pointing to the positive."""
+    del near  # a closed form begins nowhere
     negative, positive = x[:, index == 0], x[:, index == 1]
     differences = positive - negative
     # The smaller of the two Gram matrices; sites are few, features many.

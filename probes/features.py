@@ -32,8 +32,10 @@ class Axes:
         return raw, bias - (raw @ self.mean.unsqueeze(-1)).squeeze(-1)
 
 
-def principal_axes(x: Float[Tensor, "site sample d_model"], *, standardize: bool) -> Axes:
-    """Return x in principal axes, each feature first divided by its deviation if asked.
+def scaled(
+    x: Float[Tensor, "site sample d_model"], *, standardize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x centred and, if asked, each feature divided by its deviation; mean and scale.
 
     Features that are constant up to rounding are left as they are, as scikit-learn does.
 
@@ -53,7 +55,17 @@ def principal_axes(x: Float[Tensor, "site sample d_model"], *, standardize: bool
             "read from what does not vary. Check that the right token was captured."
         )
     scale = torch.where(constant | (not standardize), torch.ones_like(variance), variance.sqrt())
-    centred = centred / scale.unsqueeze(1)
+    return centred / scale.unsqueeze(1), mean, scale
+
+
+def principal_axes(x: Float[Tensor, "site sample d_model"], *, standardize: bool) -> Axes:
+    """Return x in principal axes, each feature first divided by its deviation if asked.
+
+    Raises:
+        ProbeError: every feature is constant.
+    """
+    n_samples = x.shape[1]
+    centred, mean, scale = scaled(x, standardize=standardize)
     if x.shape[-1] <= n_samples:
         gram, basis = torch.linalg.eigh(centred.mT @ centred)
         return Axes(centred @ basis, gram.clamp_min(0), basis, mean, scale)

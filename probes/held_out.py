@@ -10,7 +10,9 @@ from probes.errors import ProbeError
 from probes.inputs import Samples
 from probes.linear import Label, LinearProbe, Link, Origin
 
-Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Start = tuple[Tensor, Tensor] | None
+"""Weight and bias from which an iteration may begin; where it ends must not depend on it."""
+Fit = Callable[[Tensor, Tensor, Start], tuple[Tensor, Tensor]]
 """From [site, sample, d] and the class index of each sample to weight and bias."""
 
 SHARE = 0.2
@@ -34,9 +36,10 @@ def scored_probe(
     on both sides. They are None where the samples are too few to be split.
     """
     index = index.to(data.values.device)
-    weight, bias = fit(data.values, index)
     diagnostics: dict[str, object] = {"n_samples": len(index), "seed": seed}
-    diagnostics |= _held_out_scores(fit, data, index, classes, groups, seed)
+    weight, bias = fit(data.values, index, None)
+    near = (weight, bias)
+    diagnostics |= _held_out_scores(fit, data, index, classes, groups, seed, near)
     return LinearProbe(
         data.restored(weight), data.restored(bias), link, classes, origin, diagnostics
     )
@@ -49,6 +52,7 @@ def _held_out_scores(
     classes: tuple[Label, ...],
     groups: Sequence[Label] | None,
     seed: int,
+    near: Start,
 ) -> dict[str, object]:
     """Return accuracy, and for two classes the area under the ROC curve, on held-out samples."""
     parts = split(index.cpu(), groups, seed)
@@ -56,7 +60,7 @@ def _held_out_scores(
         return {"held_out_accuracy": None}
     train, test = (part.to(index.device) for part in parts)
     try:
-        weight, bias = fit(data.values[:, train], index[train])
+        weight, bias = fit(data.values[:, train], index[train], near)
     except ProbeError:
         # All samples could be fitted, four fifths of them could not: there is no score to give.
         return {"held_out_accuracy": None}

@@ -59,8 +59,8 @@ class Erasure:
 
     @property
     def rank(self) -> int:
-        """How many directions are taken out."""
-        return self.left.shape[-1]
+        """How many directions are taken out, of a stack the most at any site."""
+        return int((self.left != 0).any(-2).sum(-1).max())
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the states without the concept, [..., d], in the wider of the two dtypes.
@@ -151,9 +151,11 @@ def fit_erasure(
     one_hot = torch.nn.functional.one_hot(index, len(classes)).to(data.values)
     mean = data.values.mean(1)
     centred = data.values - mean.unsqueeze(1)
-    # One column less than classes: the last is what the others leave.
-    cross = centred.mT @ (one_hot - one_hot.mean(0))[:, :-1] / n
-    left, right = _leace(centred, cross) if method == "leace" else _means(centred, one_hot)
+    precision = torch.finfo(data.dtype).eps
+    if method == "leace":
+        left, right = _leace(centred, one_hot, precision)
+    else:
+        left, right = _means(centred, one_hot)
     moved = (centred @ right.mT @ left.mT).square().sum((1, 2))
     share = moved / centred.square().sum((1, 2)).clamp_min(1e-300)
     diagnostics: dict[str, object] = {
@@ -164,29 +166,41 @@ def fit_erasure(
     return Erasure(kept[0], kept[1], kept[2], method, origin, diagnostics)
 
 
-def _leace(centred: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """Return left = W^+ U and right = U' W, U the range of what covaries in whitened states."""
-    n = centred.shape[1]
-    sizes, axes = torch.linalg.eigh(centred.mT @ centred / n)
-    # Directions without variance hold nothing: the pseudo-inverse leaves them as they are.
-    tiny = sizes.amax(-1, keepdim=True) * max(centred.shape[1:]) * torch.finfo(sizes.dtype).eps
-    kept = sizes > tiny
-    root = torch.where(kept, sizes, 0.0).sqrt()
-    inverse = torch.where(kept, 1 / torch.where(kept, root, 1.0), 0.0)
-    whiten = (axes * inverse.unsqueeze(-2)) @ axes.mT
-    unwhiten = (axes * root.unsqueeze(-2)) @ axes.mT
-    span = _range(whiten @ cross)
-    return unwhiten @ span, span.mT @ whiten
+def _leace(centred: Tensor, one_hot: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Return left = W^+ U and right = U' W, U the range of what covaries in whitened states.
+
+    The states are whitened by their singular values, not by their covariance: squared, a feature
+    a million times smaller than the largest would be lost in rounding, with what it says of labels.
+    """
+    n_samples = centred.shape[1]
+    rows, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    # Directions without variance hold nothing: the pseudo-inverse leaves them as they are. What
+    # is below the precision of the data, or of the decomposition, is no variance.
+    rounding = max(precision, max(centred.shape[1:]) * torch.finfo(sizes.dtype).eps)
+    kept = sizes > sizes.amax(-1, keepdim=True) * rounding
+    deviation = sizes / n_samples**0.5
+    inverse = torch.where(kept, 1 / torch.where(kept, deviation, 1.0), 0.0)
+    # One column less than classes: the last is what the others leave.
+    labels = (one_hot - one_hot.mean(0))[:, :-1]
+    cross = (rows * kept.unsqueeze(-2)).mT @ labels / n_samples**0.5
+    # Whitened, so without a unit: entries are correlations times the deviation of a label.
+    span = _range(cross, torch.ones_like(sizes[:, 0]))
+    return axes.mT @ (deviation.unsqueeze(-1) * span), (inverse.unsqueeze(-1) * span).mT @ axes
 
 
 def _means(centred: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+    """Return left and right = left', the range of the differences of the class means."""
     means = one_hot.mT @ centred / one_hot.sum(0).unsqueeze(-1)
-    span = _range((means[:, :-1] - means[:, -1:]).mT)
+    span = _range((means[:, :-1] - means[:, -1:]).mT, centred.square().mean((1, 2)).sqrt())
     return span, span.mT
 
 
-def _range(columns: Tensor) -> Tensor:
-    """Return orthonormal columns with the same span; columns of zeros where it has fewer."""
+def _range(columns: Tensor, unit: Tensor) -> Tensor:
+    """Return orthonormal columns with the same span; columns of zeros where it has fewer.
+
+    What is nothing beside the unit is nothing: relative to the largest column alone, the rounding
+    error of equal class means would be a direction.
+    """
     axes, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
-    kept = sizes > sizes.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-10
+    kept = sizes > 1e-10 * unit.unsqueeze(-1)
     return axes * kept.unsqueeze(-2)

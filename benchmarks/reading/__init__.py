@@ -1,0 +1,1 @@
+"""Probes measured: over blocks and data sets, as monitors with a promise, and by the clock."""

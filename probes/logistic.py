@@ -18,6 +18,8 @@ _GRADIENT = 1e-10
 """Largest entry of the gradient at the end, relative to the first one."""
 _ACCEPTED = 1e-6
 """What a fit that runs out of steps must have reached all the same."""
+_FLOOR = 1e-4
+"""The first gradient counts as this share at least of what it could be."""
 _STALE = 0.1
 """A Hessian is made anew where the samples' weights in it have moved by this share."""
 
@@ -45,7 +47,8 @@ def logistic_regression(
     theta = z.new_zeros(len(z), z.shape[-1]) if start is None else start
     # Of the fit from nothing, also where another start is nearer: the same end for all starts.
     first = torch.einsum("snk,n->sk", z, 0.5 - positive)
-    scale = first.abs().amax(-1).clamp_min(torch.finfo(z.dtype).tiny)
+    # Where nothing can be read, the first gradient is rounding, which is no measure of itself.
+    scale = torch.maximum(first.abs().amax(-1), _FLOOR * z.abs().sum(1).amax(-1))
     worst = torch.full_like(scale, torch.inf)
     logits = torch.einsum("snk,sk->sn", z, theta)
     curved: _Curved | None = None

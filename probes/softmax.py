@@ -12,6 +12,8 @@ from probes.errors import ProbeError
 _NEWTON_STEPS, _CG_STEPS, _HALVINGS = 100, 500, 40
 _GRADIENT = 1e-10
 """Largest entry of the gradient at the end, relative to the first one; reached in float64."""
+_FLOOR = 1e-4
+"""The first gradient counts as this share at least of what it could be."""
 _ACCEPTED = 1e-6
 """What a fit that runs out of steps must have reached all the same."""
 
@@ -71,12 +73,14 @@ def _minimised(
     target = torch.nn.functional.one_hot(index, n_classes).to(z.dtype)
     theta = z.new_zeros(len(z), z.shape[-1], n_classes)
 
+    reach = z.abs().sum(1).amax(-1)
     first = worst = None
     for _ in range(_NEWTON_STEPS):
         p = (z @ theta).softmax(-1)
         gradient = z.mT @ (p - target) + penalty * theta
         size = gradient.flatten(1).abs().amax(-1)
-        first = size.clamp_min(torch.finfo(z.dtype).tiny) if first is None else first
+        # Where nothing can be read, the first gradient is rounding: no measure of itself.
+        first = torch.maximum(size, _FLOOR * reach) if first is None else first
         worst = size / first
         open_ = worst > _GRADIENT
         if not bool(open_.any()):

@@ -17,7 +17,7 @@ from steer import Site, interchange
 CONTROLS = ("random_rotation_accuracy", "arbitrary_answers_accuracy", "operand_accuracy", "chance")
 N_SEEDS = 3
 N_TRAIN, N_TEST, N_PROBE = 1024, 512, 1500
-READ = 0.75
+READ = 0.5
 DIMS = (2, 4, 6, 8, 10, 12, 14, 16)
 ENOUGH = 0.97
 """Share of the training trials from which on no further direction is added."""
@@ -129,7 +129,7 @@ def _trials(
 def _named(lm: steer.LM, prime: int, seed: int) -> tuple[tuple[int, ...], dict[int, float]]:
     """Return the frequencies at which a Fourier probe reads the sum, and R2 at all of them.
 
-    Periods of which three quarters of the variance are read in sums that were held out.
+    Periods of which more than half of the variance is read in sums that were held out.
     """
     rows = every_sum(prime)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:N_PROBE]

@@ -17,6 +17,7 @@ from steer.patching.aligning import Alignment as Alignment
 from steer.patching.aligning import aligned as aligned
 from steer.patching.knock_outs import Cut as Cut
 from steer.patching.knock_outs import knock_out as knock_out
+from steer.patching.knock_outs import knock_out_plan as knock_out_plan
 from steer.patching.knock_outs import windows as windows
 from steer.patching.mapping import Prepared as Prepared
 from steer.patching.mapping import heads as heads

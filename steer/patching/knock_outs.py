@@ -60,7 +60,7 @@ def knock_out(lm: LM, prompts: Prompts, cuts: Mapping[str, Cut], metric: Measure
         ('to the first',)
     """
     rows = lm.rows(prompts)
-    plan = plan_of(lm, rows, cuts)
+    plan = knock_out_plan(lm, rows, cuts)
     names = list(cuts)
     n = len(rows)
     logits = lm.logits([row for _ in names for row in rows], plan)
@@ -73,7 +73,7 @@ def knock_out(lm: LM, prompts: Prompts, cuts: Mapping[str, Cut], metric: Measure
     return Ablated(tuple(names), values.reshape(len(names), n).cpu(), natural.cpu())
 
 
-def plan_of(lm: LM, prompts: Prompts, cuts: Mapping[str, Cut]) -> list[Custom]:
+def knock_out_plan(lm: LM, prompts: Prompts, cuts: Mapping[str, Cut]) -> list[Custom]:
     """Return the plan for a batch of all prompts under the first cut, then the second, ....
 
     For single passes without a cache: keys of earlier passes are not seen.

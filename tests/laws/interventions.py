@@ -18,7 +18,7 @@ import steer
 from steer import LM, Scope, Site, Step
 from steer.protocols import Intervention
 
-N_ROWS = 32
+N_ROWS = 36
 """Rows of the batch of which every law uses a part; at least one for each factory."""
 N_NEW = 3
 """Tokens that the laws generate: enough for a decode step to differ from the one before."""

@@ -11,6 +11,7 @@ from tests.laws.composition import COMPOSITION_LAWS
 from tests.laws.edits import EDIT_LAWS
 from tests.laws.exact import EXACT_LAWS
 from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
+from tests.laws.patching import PATCHING_LAWS
 from tests.laws.rows import ROW_LAWS
 from tests.laws.sites import SITE_LAWS
 from tests.laws.sweeps import SWEEP_LAWS
@@ -25,6 +26,7 @@ LAWS = (
     *TRACE_LAWS,
     *COMPOSITION_LAWS,
     *SWEEP_LAWS,
+    *PATCHING_LAWS,
 )
 
 

@@ -1,5 +1,6 @@
 """Bugs planted into the product, each by replacing one function while a block runs."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +24,11 @@ from steer.interventions import arithmetic, curved, gates, linear, patch, stacke
 from steer.interventions.arithmetic import coordinates, within
 from steer.models.layout import Layout, OneHead, Tap
 from steer.registry import HookRegistry
+
+edges_module, paths_module, sources_module, knock_outs_module = (
+    sys.modules[f"steer.{name}"]
+    for name in ("attribution.edges", "patching.paths", "patching.sources", "patching.knock_outs")
+)
 
 MUTANTS: dict[str, Callable[[], Any]] = {}
 """Name -> a function that returns a context manager in which the bug is there."""
@@ -485,4 +491,77 @@ def _blind_to_the_one_before() -> Iterator[None]:
         return replace(found, real=found.real & ~before)
 
     with _swapped(inputs, "sight_of", sight_of):
+        yield
+
+
+@planted("nothing is held still along a path")
+def _nothing_held() -> Iterator[None]:
+    def between(*_: Any) -> bool:
+        return False
+
+    with _swapped(paths_module, "_between", between):
+        yield
+
+
+@planted("a path is held at its own sender's output")
+def _held_at_the_sender() -> Iterator[None]:
+    original = paths_module._held
+
+    def held(lm: Any, frozen: Any) -> list[Site]:
+        return [*original(lm, frozen), *lm.sites("attn_out")]
+
+    with _swapped(paths_module, "_held", held):
+        yield
+
+
+@planted("the gradient of a sum of outputs is cut")
+def _cut_gradient() -> Iterator[None]:
+    original = serving._apply
+
+    def apply(run: Any, op: Any, whole: Tensor, now: Any) -> Tensor:
+        tap = run.work.wiring.taps[op.site]
+        if tap.base is None:
+            return original(run, op, whole, now)
+        before = serving._value(tap, whole, now)
+        h = run.work.apply(op, before, now)
+        if h is before:
+            return whole
+        part = tap.view.get(whole)
+        return tap.view.put(whole, torch.where(h == before, part, part + (h - before)))
+
+    with _swapped(serving, "_apply", apply):
+        yield
+
+
+@planted("heads send to the MLP of their own block in a parallel one only")
+def _edge_missed() -> Iterator[None]:
+    original = edges_module._later
+
+    def later(sender: Any, receiver: Any, graph: Any) -> bool:
+        return sender.layer != receiver.layer and original(sender, receiver, graph)
+
+    with _swapped(edges_module, "_later", later):
+        yield
+
+
+@planted("values are written one token too far")
+def _one_token_far() -> Iterator[None]:
+    original = sources_module._elsewhere
+
+    def elsewhere(runs: Any, values: Tensor) -> Tensor:
+        far = torch.where(runs.places > 0, runs.places - 1, runs.places)
+        return original(replace(runs, places=far), values)
+
+    with _swapped(sources_module, "_elsewhere", elsewhere):
+        yield
+
+
+@planted("attention is cut in the next head")
+def _next_head_cut() -> Iterator[None]:
+    original = knock_outs_module._of_layer
+
+    def of_layer(*given: Any) -> Tensor:
+        return original(*given).roll(1, dims=1)
+
+    with _swapped(knock_outs_module, "_of_layer", of_layer):
         yield

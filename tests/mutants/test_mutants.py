@@ -20,6 +20,12 @@ from tests.laws.exact import (
     law_order_is_order_of_application,
 )
 from tests.laws.interventions import Setting
+from tests.laws.patching import (
+    law_attention_cut_in_one_head_leaves_the_others_bits,
+    law_direct_effects_are_paths_to_the_logits,
+    law_edges_add_up_to_attribution,
+    law_patching_everything_is_the_other_run,
+)
 from tests.laws.rows import (
     law_a_batch_equals_its_rows,
     law_a_gate_decides_row_by_row,
@@ -91,6 +97,14 @@ KILLERS: Mapping[str, Sequence[Law]] = {
     "arms begin one token late": [law_a_sweep_equals_a_loop],
     "every patch is taken for dead": [law_a_sweep_equals_a_loop],
     "packed tokens do not see the token before them": [law_a_map_of_positions_equals_a_loop],
+    "nothing is held still along a path": [law_direct_effects_are_paths_to_the_logits],
+    "a path is held at its own sender's output": [law_direct_effects_are_paths_to_the_logits],
+    "the gradient of a sum of outputs is cut": [law_edges_add_up_to_attribution],
+    "heads send to the MLP of their own block in a parallel one only": [
+        law_edges_add_up_to_attribution
+    ],
+    "values are written one token too far": [law_patching_everything_is_the_other_run],
+    "attention is cut in the next head": [law_attention_cut_in_one_head_leaves_the_others_bits],
 }
 """Planted bug -> the laws of the battery that each must fail under it."""
 

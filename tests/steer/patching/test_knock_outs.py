@@ -9,7 +9,7 @@ from torch import Tensor
 import steer
 from benchmarks.peers.bare import bare_twin
 from steer import LM, PlanError, Site, patching
-from steer.patching.knock_outs import plan_of
+from steer.patching.knock_outs import knock_out_plan
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 11, 7, 12], [4, 6, 14, 8, 3]]
 METRIC = patching.logit_difference([30, 31, 32], [40, 41, 42])
@@ -69,7 +69,7 @@ def test_cutting_nothing_that_is_seen_changes_no_bit(any_lm: LM):
 def test_recomputed_attention_is_the_models(any_lm: LM):
     # Cut in one head only: the queries of the other heads in that block are as they were.
     cut = patching.Cut([1], steer.LAST, steer.FIRST, heads=[1])
-    plan = plan_of(any_lm, PROMPTS, {"one": cut})
+    plan = knock_out_plan(any_lm, PROMPTS, {"one": cut})
     site = Site(1, "z")
     before = any_lm.capture(PROMPTS, [site])[site]
     after = any_lm.capture(PROMPTS, [site], plan=plan)[site]
@@ -80,7 +80,7 @@ def test_recomputed_attention_is_the_models(any_lm: LM):
 
 def test_a_token_with_nothing_left_to_attend_to_gets_zeros(lm: LM):
     cut = patching.Cut([0], steer.FIRST, steer.FIRST)
-    plan = plan_of(lm, PROMPTS, {"alone": cut})
+    plan = knock_out_plan(lm, PROMPTS, {"alone": cut})
     z = lm.capture(PROMPTS, [Site(0, "z")], scope=steer.FIRST, plan=plan)[Site(0, "z")]
     assert float(z.abs().max()) == 0.0
 
@@ -93,7 +93,7 @@ def test_heads_are_cut_by_themselves(lm: LM):
 
 
 def test_a_cached_generation_is_refused_as_the_cut_would_miss_its_keys(lm: LM):
-    plan = plan_of(lm, PROMPTS[:1], {"one": patching.Cut([0], steer.ALL, steer.FIRST)})
+    plan = knock_out_plan(lm, PROMPTS[:1], {"one": patching.Cut([0], steer.ALL, steer.FIRST)})
     with pytest.raises(PlanError, match="in a cache that a cut does not see"):
         lm.generate(PROMPTS[:1], plan, max_new_tokens=3)
     assert lm.registry.live == 0

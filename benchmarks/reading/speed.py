@@ -30,7 +30,7 @@ def measure_speed_probes(lm: steer.LM, options: Options) -> Outcome:
     before that. Both use all cores.
     """
     n = (options.limit or 2 * N_PAIRS) // 2
-    data = contrast(lm, "sycophancy", n, options.seed)
+    data = contrast(lm, "myopic", n, options.seed)
     sites = lm.sites("resid_post")
     acts = lm.capture(data.rows, sites)
     x = torch.stack([acts[site] for site in sites]).double()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.result import Result
 
@@ -28,16 +29,18 @@ def draw_successor(result: Result, path: Path) -> list[Path]:
         figure.colorbar(low, ax=grid[1, at])
         for axes in grid[:, at]:
             axes.set(xlabel="head", ylabel="block")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     table = result.tables["features"]
     for axes, key, title in (
-        (grid[0, -1], "within", "places held out"),
-        (grid[1, -1], "carried", "sequences held out"),
+        (grid[0, -1], "within", "other places"),
+        (grid[1, -1], "carried", "other sequences"),
     ):
         sure = np.array(table[f"{key}_p"]) < 0.05
         axes.bar(range(len(sure)), table[f"{key}_r2"], color=["C0" if s else "0.75" for s in sure])
         axes.set_xticks(range(len(sure)), table["periods"], fontsize=8)
         axes.set(xlabel="period", ylim=(-0.5, 0.5))
-        axes.set_title(f"R2 by period, {title}; p < .05 blue", fontsize=8)
+        axes.set_title(f"R2, {title}; p < .05 blue", fontsize=8)
     file = path.with_name(f"{path.stem}_heads.png")
     figure.savefig(file, dpi=150)
     return [file]

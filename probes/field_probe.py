@@ -49,6 +49,9 @@ class FieldProbe:
             )
         for name in ("weight", "values"):
             object.__setattr__(self, name, settled(getattr(self, name)))
+        if self.period is not None:
+            # 24 and 24.0 are one period and have one digest.
+            object.__setattr__(self, "period", float(self.period))
         object.__setattr__(self, "origin", plain(self.origin, "origin"))
         object.__setattr__(self, "diagnostics", plain(self.diagnostics, "diagnostics"))
 
@@ -96,9 +99,11 @@ class FieldProbe:
         apart = (self.values[:, None] - self.values[None]).abs()
         if self.period is not None:
             apart = torch.minimum(apart, self.period - apart)
-        found, place = apart.round(decimals=6).unique(return_inverse=True)
+        # Rounded in shares of the range: distances that differ by rounding are one distance.
+        span = apart.max()
+        found, place = (apart / span).round(decimals=6).unique(return_inverse=True)
         member = torch.nn.functional.one_hot(place.flatten(), len(found)).to(self.weight)
-        return found, self.gram().flatten(-2) @ member / member.sum(0)
+        return found * span, self.gram().flatten(-2) @ member / member.sum(0)
 
     def direction(self, u: Tensor | float) -> Float[Tensor, "... d_model"]:
         """Return the unit vector in which the state tells u from a little more: [..., d] for [...].

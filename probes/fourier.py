@@ -49,8 +49,8 @@ def fit_fourier(
         origin: where x came from, `acts.origin(site)`.
 
     Raises:
-        ProbeError: no period or one that is not above 0; fewer than three values; otherwise as
-            fit_ridge.
+        ProbeError: no period, one that is not above 0, or one at which all values coincide; fewer
+            than three values; no permutation; otherwise as fit_ridge.
     """
     check_penalty("l2", l2)
     data = samples(x)
@@ -70,9 +70,20 @@ def fit_fourier(
         )
     draw = torch.Generator().manual_seed(seed)
     names = None if groups is None else plain_list(groups, "groups", n)
+    if permutations < 1:
+        raise ProbeError(
+            f"permutations is {permutations}. Without one there is no null to compare with. Give "
+            "1 or more; p-values go no lower than 1 / (1 + permutations)."
+        )
     parts = _parts(kind, names, folds, draw)
     turned = _exchanged(len(kinds), permutations, draw)
     waves = _waves(kinds, turns)
+    flat = [t for t, still in zip(turns, _is_constant(waves), strict=True) if still]
+    if flat:
+        raise ProbeError(
+            f"All values have the same phase at the periods {flat}. There is nothing to read then, "
+            "and a constant would score 1. Leave them out, or add values between."
+        )
     # [sample, permutation, period, wave]: the true values come first.
     targets_of = waves[turned].transpose(0, 1)[kind].to(data.values.device)
     predicted = _cross_validated(
@@ -99,6 +110,11 @@ def _waves(values: Tensor, periods: Sequence[int | float]) -> Float[Tensor, "val
     angle = 2 * pi * values[:, None] / torch.tensor(periods, dtype=values.dtype)
     # Rounding of sin(pi v) would else be a target of its own.
     return torch.stack([angle.cos(), angle.sin()], -1).round(decimals=12)
+
+
+def _is_constant(waves: Tensor) -> list[bool]:
+    """Return for each period whether neither wave differs between values."""
+    return (waves.amax(0) - waves.amin(0)).amax(-1).lt(1e-9).tolist()
 
 
 def _parts(

@@ -85,15 +85,19 @@ class FourierProbe:
         return self.remainder(x, max(self.periods))
 
     def plane(self, period: int | float) -> Float[Tensor, "*site wave d_model"]:
-        """Return orthonormal directions in which the phase turns: [2, d], [1, d] for period 2.
+        """Return orthonormal directions in which the phase turns: [2, d], or [1, d] of one wave.
 
-        At whole numbers the sine of period 2 is zero everywhere, so there is no second direction.
+        A wave that is the same at all fitted values has a weight of zero and no direction: the
+        sine of period 2 at whole numbers.
 
         Raises:
             ProbeError: not one of its periods.
         """
         rows = self.weight[..., self._place(period), :, :]
-        rows = rows[..., :1, :] if period == 2 else rows
+        norms = rows.norm(dim=-1)
+        # Of all sites together: a wave is constant at all of them or at none.
+        kept = (norms > 1e-9 * norms.amax(-1, keepdim=True)).reshape(-1, 2).any(0)
+        rows = rows[..., kept, :]
         return torch.linalg.qr(rows.mT)[0].mT
 
     def _place(self, period: int | float) -> int:

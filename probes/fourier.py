@@ -44,7 +44,9 @@ def fit_fourier(
         standardize: divide each feature by its deviation first; folded into the weights after.
         folds: of the cross-validation; no more than there are values.
         permutations: how many make the null.
-        groups: what is held out together instead of values, such as the prompt's template.
+        groups: what is held out together instead of values, such as whole sequences. Values
+            are on both sides then, so that any code of the value scores: the p-value says whether
+            the period matters, R2 does not.
         seed: of folds and permutations.
         origin: where x came from, `acts.origin(site)`.
 

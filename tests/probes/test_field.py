@@ -104,3 +104,12 @@ def test_bad_input_is_refused():
         probes.fit_field(x, u, period=4)
     with pytest.raises(ProbeError, match="fitted at a site of that width"):
         probes.fit_field(x, u).scores(x[:, :3])
+
+
+def test_a_field_of_small_units_has_all_its_distances_and_one_digest():
+    draw = torch.Generator().manual_seed(0)
+    rows, values = torch.randn(6, 4, generator=draw).double(), torch.arange(6).double()
+    wide, small = probes.FieldProbe(rows, values), probes.FieldProbe(rows, values * 1e-7)
+    torch.testing.assert_close(small.locality()[0] * 1e7, wide.locality()[0])
+    torch.testing.assert_close(small.locality()[1], wide.locality()[1])
+    assert probes.FieldProbe(rows, values, 6).digest == probes.FieldProbe(rows, values, 6.0).digest

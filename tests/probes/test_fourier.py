@@ -122,3 +122,35 @@ def test_bad_input_is_refused():
         probes.fit_fourier(x, values, [5], permutations=1).phase(x, 7)
     with pytest.raises(ProbeError, match="Whole values are held out"):
         probes.fit_fourier(x[:4], [1, 2, 1, 2], [5])
+
+
+def test_a_period_at_which_all_values_coincide_is_refused_not_scored_one():
+    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ProbeError, match="same phase at the periods"):
+        probes.fit_fourier(x, torch.arange(20).repeat(3), [1, 5], permutations=5)
+    with pytest.raises(ProbeError, match="no null to compare with"):
+        probes.fit_fourier(x, torch.arange(20).repeat(3), [5], permutations=0)
+
+
+@pytest.mark.parametrize(("shift", "step", "period"), [(0.5, 1, 2), (0, 1, 2), (0, 2, 4)])
+def test_a_plane_has_the_directions_of_the_waves_that_vary_only(
+    shift: float, step: int, period: int
+):
+    draw = torch.Generator().manual_seed(0)
+    axis = torch.nn.functional.normalize(torch.randn(12, generator=draw).double(), dim=0)
+    v = shift + step * torch.arange(20).repeat(3).double()
+    sign = (-1) ** torch.arange(20).repeat(3).double()
+    x = sign[:, None] * axis + 0.01 * torch.randn(60, 12, generator=draw).double()
+    plane = probes.fit_fourier(x, v, [period], permutations=1, standardize=False).plane(period)
+    assert plane.shape == (1, 12)
+    assert float((plane @ axis).abs()) > 0.99
+
+
+def test_between_whole_numbers_period_two_has_both_waves():
+    draw = torch.Generator().manual_seed(0)
+    frame = torch.linalg.qr(torch.randn(12, 2, generator=draw).double())[0].mT
+    v = torch.arange(20).repeat(3).double() / 2
+    x = torch.stack([(pi * v).cos(), (pi * v).sin()], 1) @ frame
+    x = x + 0.01 * torch.randn(60, 12, generator=draw).double()
+    plane = probes.fit_fourier(x, v, [2], permutations=1, standardize=False).plane(2)
+    assert float(torch.linalg.svdvals(plane @ frame.mT).min()) > 0.99

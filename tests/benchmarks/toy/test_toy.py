@@ -13,7 +13,7 @@ SMALL = modular.Recipe(prime=23, width=48, steps=250, batch_size=256)
 def test_words_are_one_token_each():
     tokenizer = words(["0", "1", "="])
     assert tokenizer("1 0 =")["input_ids"] == [1, 0, 2]
-    assert tokenizer.decode([1, 2]).split() == ["1", "="]
+    assert str(tokenizer.decode([1, 2])).split() == ["1", "="]
 
 
 def test_every_sum_is_there_once_and_a_trained_model_says_them():
@@ -58,7 +58,7 @@ def test_the_planted_pathway_is_dormant_until_it_is_patched():
     spread = states[:, silent].std(0)
     assert float(spread.min()) == 0.0  # one of the two never fires
     assert float(spread.max()) > 0.0
-    down = made.lm.model.get_submodule("model.layers.1.mlp.down_proj").weight
+    down = made.lm.model.get_parameter("model.layers.1.mlp.down_proj.weight")
     assert float(down[:, silent].norm(dim=0).min()) == 0.0  # and nothing reads the other
 
 

@@ -39,8 +39,8 @@ def pairs() -> tuple[LM, list[list[int]], list[list[int]], Measure]:
     # The variable that differs: neuron 3 is higher in the clean prompt of each pair.
     swap = (state[0] < state[1])[:, None]
     clean, corrupted = torch.where(swap, second, first), torch.where(swap, first, second)
-    direction = lm.model.get_submodule("model.layers.2.mlp.down_proj").weight[:, DORMANT]
-    unembed = lm.model.get_output_embeddings().weight
+    direction = lm.model.get_parameter("model.layers.2.mlp.down_proj.weight")[:, DORMANT]
+    unembed = lm.model.get_parameter("lm_head.weight")
     order = (unembed @ direction).argsort()
     metric = patching.logit_difference([int(order[-1])] * 12, [int(order[0])] * 12)
     batch = steer.Batch(torch.full((12,), -1), torch.arange(12))
@@ -74,7 +74,7 @@ def test_what_is_read_and_varies_is_no_illusion(lm: LM):
     metric = patching.logit_difference([30] * 12, [40] * 12)
     own, other = (lm.capture(rows, [site])[site] for rows in (second, first))
     # What the last MLP reads of the direction in which the pairs differ most.
-    down = lm.model.get_submodule("model.layers.3.mlp.down_proj").weight.detach()
+    down = lm.model.get_parameter("model.layers.3.mlp.down_proj.weight").detach()
     read = torch.linalg.svd(down, full_matrices=False)[2]
     axes = torch.linalg.svd((other - own) @ read.mT @ read, full_matrices=False)[2][:8]
     report = interchange.check_illusion(lm, first, second, site, axes, metric)

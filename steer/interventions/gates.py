@@ -5,8 +5,8 @@ chunked passes agree. Who computes and latches them is the run (`steer.running`)
 values and the pure reductions.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -203,28 +203,41 @@ def running(read: Read, scores: Tensor, chosen: Tensor, state: Running) -> tuple
     Returns:
         The values (NaN before a row's first token in scope) and the state for the next pass.
     """
-    scores = torch.where(chosen, scores.float(), 0.0)
+    # Only what this reduction carries: a decode step is short, and each small tensor is felt in it.
+    return _REDUCERS[read.reduce](torch.where(chosen, scores.float(), 0.0), chosen, state)
+
+
+def _last(scores: Tensor, chosen: Tensor, state: Running) -> tuple[Tensor, Running]:
+    if scores.shape[1] == 1:
+        latest = torch.where(chosen, scores, state.latest[:, None])
+    else:
+        order = torch.arange(scores.shape[1], device=scores.device)
+        where = torch.where(chosen, order, -1).cummax(1).values
+        found = scores.gather(1, where.clamp(min=0))
+        latest = torch.where(where >= 0, found, state.latest[:, None])
+    return latest, replace(state, latest=latest[:, -1])
+
+
+def _mean(scores: Tensor, chosen: Tensor, state: Running) -> tuple[Tensor, Running]:
     count = state.count[:, None] + chosen.cumsum(1)
     total = state.total[:, None] + scores.cumsum(1)
+    return total / count, replace(state, count=count[:, -1], total=total[:, -1])
+
+
+def _max(scores: Tensor, chosen: Tensor, state: Running) -> tuple[Tensor, Running]:
     low = torch.where(chosen, scores, float("-inf"))
     best = torch.maximum(state.best[:, None], low.cummax(1).values)
-    order = torch.arange(scores.shape[1], device=scores.device)
-    where = torch.where(chosen, order, -1).cummax(1).values
-    latest = torch.where(where >= 0, scores.gather(1, where.clamp(min=0)), state.latest[:, None])
-    rolled, recent = _rolling(scores, chosen, state.recent)
-    values: Mapping[str, Tensor] = {
-        "last": latest,
-        "mean": total / count,
-        "max": torch.where(count > 0, best, float("nan")),
-        "rolling": rolled,
-    }
-    after = Running(count[:, -1].float(), total[:, -1], best[:, -1], latest[:, -1], recent)
-    return values[read.reduce], after
+    # Scores are finite: where none was in scope yet, the best is still what it began with.
+    value = torch.where(best > float("-inf"), best, float("nan"))
+    return value, replace(state, best=best[:, -1])
 
 
-def _rolling(scores: Tensor, chosen: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
+def _rolling(scores: Tensor, chosen: Tensor, state: Running) -> tuple[Tensor, Running]:
+    if scores.shape[1] == 1:
+        return _rolled_by_one(scores, chosen, state)
     # Queue = latest `window` of earlier passes, then this pass; those in scope are moved to the
     # front in order, averaged over windows of the queue, and the averages put back at their tokens.
+    recent = state.recent
     window = recent.shape[1]
     queue = torch.cat([recent, scores], dim=1)
     member = torch.cat([~recent.isnan(), chosen], dim=1)
@@ -239,4 +252,22 @@ def _rolling(scores: Tensor, chosen: Tensor, recent: Tensor) -> tuple[Tensor, Te
     last = rank[:, -1:]
     index = last - window + torch.arange(window, device=scores.device)
     kept = torch.where(index >= 0, packed.gather(1, index.clamp(min=0)), float("nan"))
-    return value, kept
+    return value, replace(state, recent=kept)
+
+
+def _rolled_by_one(scores: Tensor, chosen: Tensor, state: Running) -> tuple[Tensor, Running]:
+    # One token: what was kept moves up by one, NaN (not yet) before it, where it is in scope. A
+    # row that has read less than a window keeps its readings at the end.
+    moved = torch.cat([state.recent[:, 1:], scores], dim=1)
+    kept = torch.where(chosen, moved, state.recent)
+    # A score that is NaN itself must not pass for a token that was not there.
+    value = torch.where(chosen & scores.isnan(), scores, kept.nanmean(1, keepdim=True))
+    return value, replace(state, recent=kept)
+
+
+_REDUCERS: Mapping[str, Callable[[Tensor, Tensor, Running], tuple[Tensor, Running]]] = {
+    "last": _last,
+    "mean": _mean,
+    "max": _max,
+    "rolling": _rolling,
+}

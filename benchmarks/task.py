@@ -10,6 +10,7 @@ What a task returns is in `result`; what runs it is in `run`.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 
 import steer
@@ -29,6 +30,25 @@ class Options:
 Measure = Callable[[steer.LM, Options], Outcome]
 Draw = Callable[[Result, Path], list[Path]]
 """Draws a result beside the JSON file of the given path; returns what it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A Draw that is imported when it draws: matplotlib is in the extra `plots`.
+
+    Numbers can be had without it. `path` is "module:function".
+    """
+
+    path: str
+
+    def resolved(self) -> Draw:
+        """Return the function itself."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+    def __call__(self, result: Result, path: Path) -> list[Path]:
+        """Draw."""
+        return self.resolved()(result, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Token ids of clean and corrupted prompts, and of the two names, the clean answer first."""
+    """Token ids of clean and corrupted prompts, and of both answers, the clean one first."""
 
     clean: list[list[int]]
     corrupted: list[list[int]]
@@ -43,7 +43,7 @@ class Pairs:
     wrong: list[int]
 
     def measure(self) -> Measure:
-        """Return the logit of the clean prompt's answer over the other name's."""
+        """Return the logit of the clean prompt's answer over the corrupted one's."""
         return steer.patching.logit_difference(self.right, self.wrong)
 
     def first(self, n: int) -> "Pairs":

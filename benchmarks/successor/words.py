@@ -6,7 +6,7 @@ from string import ascii_uppercase
 
 import steer
 from benchmarks.errors import BenchmarkError
-from steer.engine import Measure
+from benchmarks.ioi.prompts import Pairs
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "days": tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),  # noqa: SIM905
@@ -73,21 +73,7 @@ def families(lm: steer.LM) -> list[Family]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """Pairs of sequences that go on differently."""
-
-    clean: list[list[int]]
-    corrupted: list[list[int]]
-    right: list[int]
-    wrong: list[int]
-
-    def measure(self) -> Measure:
-        """Return the logit of the clean sequence's next word over the corrupted one's."""
-        return steer.patching.logit_difference(self.right, self.wrong)
-
-
-def runs(lm: steer.LM, family: Family, n: int) -> Runs:
+def runs(lm: steer.LM, family: Family, n: int) -> Pairs:
     """Return pairs of runs of words; the corrupted one starts half the sequence away."""
     after = dict(family.steps)
     starts = []
@@ -108,7 +94,7 @@ def runs(lm: steer.LM, family: Family, n: int) -> Runs:
             for k in chain[:LENGTH]:
                 row += [family.ids[k], *comma]
             rows.append(row)
-    return Runs(
+    return Pairs(
         texts[0],
         texts[1],
         [family.ids[one[LENGTH]] for one, _ in pairs],

@@ -3,50 +3,10 @@
 `--limit` is named in each measure: the largest evidence, the number of personas, and so on.
 """
 
-from pathlib import Path
-
 from benchmarks.belief import gaussian, persona, sentiment, simulated, steering, switch
-from benchmarks.result import Result
-from benchmarks.task import Task, task
+from benchmarks.task import Late, Task, task
 
 PAPER = "arXiv:2511.00617"
-
-
-# matplotlib is in the extra `plots`: numbers can be had without it, so each picture imports late.
-
-
-def _draw_simulated(result: Result, path: Path) -> list[Path]:
-    return simulated.draw_simulated(result, path)
-
-
-def _draw_sentiment(result: Result, path: Path) -> list[Path]:
-    from benchmarks.belief.draw import draw_sentiment
-
-    return draw_sentiment(result, path)
-
-
-def _draw_persona(result: Result, path: Path) -> list[Path]:
-    from benchmarks.belief.draw import draw_persona
-
-    return draw_persona(result, path)
-
-
-def _draw_controller(result: Result, path: Path) -> list[Path]:
-    from benchmarks.belief.draw import draw_controller
-
-    return draw_controller(result, path)
-
-
-def _draw_switch(result: Result, path: Path) -> list[Path]:
-    from benchmarks.belief.switches.draw import draw_switch
-
-    return draw_switch(result, path)
-
-
-def _draw_gaussian(result: Result, path: Path) -> list[Path]:
-    from benchmarks.belief.gaussian_draw import draw_gaussian
-
-    return draw_gaussian(result, path)
 
 
 @task(paper=PAPER, cost="no model needed (--model tiny-llama): about 3 min on 2 cores")
@@ -56,7 +16,7 @@ def belief_simulated() -> Task:
         "Does the fit recover a planted belief, and do its intervals hold what they promise?",
         simulated.measure_simulated,
         simulated.CONTROLS,
-        _draw_simulated,
+        Late("benchmarks.belief.simulated:draw_simulated"),
     )
 
 
@@ -67,7 +27,7 @@ def belief_sentiment() -> Task:
         "Are unseen steering strengths and longer contexts predicted by one additive law?",
         sentiment.measure_sentiment,
         sentiment.CONTROLS,
-        _draw_sentiment,
+        Late("benchmarks.belief.draw:draw_sentiment"),
     )
 
 
@@ -78,7 +38,7 @@ def belief_persona() -> Task:
         "Does the law hold for personas, and which of them can the model not tell at all?",
         persona.measure_persona,
         persona.CONTROLS,
-        _draw_persona,
+        Late("benchmarks.belief.draw:draw_persona"),
     )
 
 
@@ -89,7 +49,7 @@ def belief_switch() -> Task:
         "Evidence for c, then for its opposite: does belief follow as an ideal observer's would?",
         switch.measure_switch,
         switch.CONTROLS,
-        _draw_switch,
+        Late("benchmarks.belief.switches.draw:draw_switch"),
     )
 
 
@@ -100,7 +60,7 @@ def belief_gaussian() -> Task:
         "The mean of a list of digits switches: which ideal observer does the model resemble?",
         gaussian.measure_gaussian,
         gaussian.CONTROLS,
-        _draw_gaussian,
+        Late("benchmarks.belief.gaussian_draw:draw_gaussian"),
     )
 
 
@@ -111,5 +71,5 @@ def controller() -> Task:
         "Is a posterior that is asked for reached, whatever the context holds?",
         steering.measure_controller,
         steering.CONTROLS,
-        _draw_controller,
+        Late("benchmarks.belief.draw:draw_controller"),
     )

@@ -1,17 +1,7 @@
 """Indirect objects: patching maps, attribution patching and circuits on a known behaviour."""
 
-from pathlib import Path
-
 from benchmarks.ioi import measure
-from benchmarks.result import Result
-from benchmarks.task import Task, task
-
-
-def _draw(result: Result, path: Path) -> list[Path]:
-    # matplotlib is in the extra `plots`: numbers can be had without it.
-    from benchmarks.ioi.draw import draw_ioi
-
-    return draw_ioi(result, path)
+from benchmarks.task import Late, Task, task
 
 
 @task(paper="arXiv:2211.00593", cost="smollm2-135m: 12 min on one core")
@@ -21,5 +11,5 @@ def ioi() -> Task:
         "Which states and heads carry an indirect object, and do gradients and circuits find them?",
         measure.measure_ioi,
         measure.CONTROLS,
-        _draw,
+        Late("benchmarks.ioi.draw:draw_ioi"),
     )

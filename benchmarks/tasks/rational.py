@@ -1,17 +1,7 @@
 """Rational in-context learning: which strategy training arrives at, predicted from its costs."""
 
-from pathlib import Path
-
 from benchmarks.rational import measure
-from benchmarks.result import Result
-from benchmarks.task import Task, task
-
-
-def _draw(result: Result, path: Path) -> list[Path]:
-    # matplotlib is in the extra `plots`: numbers can be had without it.
-    from benchmarks.rational.draw import draw_rational
-
-    return draw_rational(result, path)
+from benchmarks.task import Late, Task, task
 
 
 @task(
@@ -24,5 +14,5 @@ def rational_icl() -> Task:
         "Is a trained model the mixture of Bayesian predictors that complexity and loss call for?",
         measure.measure_rational,
         measure.CONTROLS,
-        _draw,
+        Late("benchmarks.rational.draw:draw_rational"),
     )

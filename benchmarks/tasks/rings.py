@@ -4,13 +4,12 @@ Does a path along the fitted ring keep the outputs natural where the straight wa
 """
 
 from functools import partial
-from pathlib import Path
 
 import steer
 from benchmarks.data.rings import MONTHS, WEEKDAYS, Ring
-from benchmarks.result import Outcome, Result
+from benchmarks.result import Outcome
 from benchmarks.rings.experiment import CONTROLS, run_ring
-from benchmarks.task import Options, Task, task
+from benchmarks.task import Late, Options, Task, task
 
 PAPER = "arXiv:2605.05115"
 COST = "smollm2-135m: about 1 min on 2 cores; gemma3-270m: about 2 min"
@@ -18,13 +17,6 @@ COST = "smollm2-135m: about 1 min on 2 cores; gemma3-270m: about 2 min"
 
 def _measure(lm: steer.LM, options: Options, *, ring: Ring) -> Outcome:
     return run_ring(lm, ring, options)
-
-
-def _draw(result: Result, path: Path) -> list[Path]:
-    # matplotlib and plotly are the extra `plots`: numbers can be had without them.
-    from benchmarks.rings.draw import draw_ring_result
-
-    return draw_ring_result(result, path)
 
 
 def _ring_task(ring: Ring) -> Task:
@@ -35,7 +27,7 @@ def _ring_task(ring: Ring) -> Task:
         ),
         measure=partial(_measure, ring=ring),
         controls=CONTROLS,
-        draw=_draw,
+        draw=Late("benchmarks.rings.draw:draw_ring_result"),
     )
 
 

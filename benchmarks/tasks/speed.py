@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import steer
+from benchmarks.reading import speed as probes
 from benchmarks.result import Outcome, Result
 from benchmarks.speed import capture, edit, gpu, idle, maps, path, rows, scaling
 from benchmarks.task import Options, Task, task
@@ -37,6 +38,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
         "heatmap_loop_over_ours": 25,
         "heatmap_batched_over_ours": 9,
     },
+    "speed_probes": {"sklearn_over_ours": 10},
     "speed_scaling": {"wall_over_predicted": 1.25, "budget_peak_ratio": 1.1},
 }
 """By task and number: the ratio that is to be kept (at most, or in X_over_ours at least)."""
@@ -157,4 +159,14 @@ def speed_gpu() -> Task:
         "What does steering cost a compiled 8B model on a GPU, and what does a sweep save there?",
         gpu.measure_gpu,
         (*gpu.CONTROLS, *gpu.SWEEP_CONTROLS),
+    )
+
+
+@_declare(cost="smollm2-135m: about 12 min on 2 cores")
+def speed_probes() -> Task:
+    """All blocks fitted at once."""
+    return _speed_task(
+        "How much faster is one stacked fit than a loop over scikit-learn, at the same optimum?",
+        probes.measure_speed_probes,
+        probes.CONTROLS,
     )

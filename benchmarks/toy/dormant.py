@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import one_hot
+from transformers import LlamaForCausalLM
 
 import steer
+from benchmarks.toy.training import small_llama, train
 from benchmarks.toy.words import words
 from steer import Site
 
@@ -77,29 +78,7 @@ def planted(seed: int) -> Planted:
 
 
 def _trained(seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=N_WORDS + 2,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=16,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+    model = small_llama(N_WORDS + 2, width=48, n_layers=LAYERS, seed=seed)
     adam = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    with torch.enable_grad():
-        for step in range(STEPS):
-            rows = rows_of(128, 10_000 * (seed + 1) + step)
-            logits = model(input_ids=rows, logits_to_keep=1).logits[:, -1]
-            loss = cross_entropy(logits, answers(rows))
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-    return model.eval().requires_grad_(False)
+    drawn = (rows_of(128, 10_000 * (seed + 1) + step) for step in range(STEPS))
+    return train(model, ((rows, answers(rows)) for rows in drawn), adam)

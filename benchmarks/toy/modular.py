@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import steer
+from benchmarks.toy.training import small_llama, train
 from benchmarks.toy.words import words
 
 
@@ -26,46 +25,20 @@ class Recipe:
 
 def trained(recipe: Recipe, seed: int) -> steer.LM:
     """Return a one-block transformer that says (a + b) mod prime after `a b =`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(_config(recipe))
+    model = small_llama(recipe.prime + 1, width=recipe.width, n_layers=1, seed=seed)
     draw = torch.Generator().manual_seed(seed)
     rows = every_sum(recipe.prime)
-    answers = rows[:, :2].sum(1) % recipe.prime
+    right = rows[:, :2].sum(1) % recipe.prime
     adam = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98)
     )
     rates = torch.optim.lr_scheduler.OneCycleLR(
         adam, recipe.rate, total_steps=recipe.steps, pct_start=0.1
     )
-    with torch.enable_grad():
-        for _ in tqdm(range(recipe.steps), f"training, seed {seed}", leave=False):
-            at = torch.randperm(len(rows), generator=draw)[: recipe.batch_size]
-            logits = model(input_ids=rows[at], logits_to_keep=1).logits[:, -1]
-            loss = cross_entropy(logits, answers[at])
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            rates.step()
-    return steer.wrap(
-        model.eval().requires_grad_(False), words([*map(str, range(recipe.prime)), "="])
-    )
-
-
-def _config(recipe: Recipe) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=recipe.prime + 1,
-        hidden_size=recipe.width,
-        intermediate_size=2 * recipe.width,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=8,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    steps = tqdm(range(recipe.steps), f"training, seed {seed}", leave=False)
+    orders = (torch.randperm(len(rows), generator=draw)[: recipe.batch_size] for _ in steps)
+    train(model, ((rows[at], right[at]) for at in orders), adam, rates)
+    return steer.wrap(model, words([*map(str, range(recipe.prime)), "="]))
 
 
 def every_sum(prime: int) -> Tensor:

@@ -15,6 +15,7 @@ from steer.attribution.circuits import threshold_circuit as threshold_circuit
 from steer.attribution.circuits import without_each as without_each
 from steer.attribution.complete import Completeness as Completeness
 from steer.attribution.complete import completeness as completeness
+from steer.attribution.edge_checks import verify_edges as verify_edges
 from steer.attribution.edges import EdgeMap as EdgeMap
 from steer.attribution.edges import edges as edges
 from steer.attribution.estimating import Verified as Verified

@@ -98,7 +98,7 @@ def edges(
 
     Senders are the embeddings (`blocks.0.resid_pre`), every head (z) and every MLP; receivers every
     head's q, k and v, every MLP (`mlp_out`), and the logits. Check the largest with
-    `patching.paths`, which runs them; an MLP receives there as mlp_post.
+    `verify_edges`, which runs them.
 
     We differ from Hanna et al. in two points: a head's path to the stream includes the norm after
     attention where a family has one (Gemma), by its derivative; and steps are midpoints.

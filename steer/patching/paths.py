@@ -32,6 +32,7 @@ from steer.sweep import sweep as run_arms
 Frozen = Literal["all", "heads"]
 Receivers = Sequence[Site | Sequence[Site]]
 SENDERS = ("z", "attn_out", "mlp_out")
+EMBEDDINGS = Site(0, "resid_pre")
 RECEIVERS = ("q", "k", "v", "mlp_post", "resid_pre", "resid_mid", "resid_post", "logits")
 ORDER = (
     "resid_pre",
@@ -73,7 +74,8 @@ def paths(
         clean: as in `patching.sweep`, and so are the other arguments but these. A pair's prompts
             must be of one length.
         corrupted: see there.
-        senders: heads (`heads(lm)`) or outputs: z, attn_out, mlp_out.
+        senders: heads (`heads(lm)`) or outputs: z, attn_out, mlp_out; `blocks.0.resid_pre` sends
+            the embeddings.
         receivers: q, k, v, mlp_post (all that an MLP makes of its input, gates included), resid_*
             or `Site.logits()`, one column each; a list of sites within the list is exchanged
             together: [q, k, v] of a block for its attention.
@@ -202,15 +204,16 @@ def _require(senders: Sequence[Site], groups: Sequence[Sequence[Site]], frozen: 
     if frozen not in get_args(Frozen):
         raise PlanError(f"There is no frozen={frozen!r}. Hold 'all', or 'heads' only.")
     for site in senders:
-        if not isinstance(site, Site) or site.component not in SENDERS:
+        if site != EMBEDDINGS and site.component not in SENDERS:
             raise PlanError(
                 f"{site} cannot send along a path: what it holds is not written to the residual "
-                f"stream by a component. Give sites of {', '.join(SENDERS)}."
+                f"stream by a component. Give sites of {', '.join(SENDERS)}, or {EMBEDDINGS} for "
+                "the embeddings."
             )
     if len({str(site) for site in senders}) < len(senders) or not senders:
         raise PlanError("Senders must be given, each once: each is a row of the map.")
     for site in [site for group in groups for site in group]:
-        if not isinstance(site, Site) or site.component not in RECEIVERS:
+        if site.component not in RECEIVERS:
             raise PlanError(
                 f"{site} cannot receive along a path: it does not read the residual stream. Give "
                 f"sites of {', '.join(RECEIVERS)}."
@@ -241,8 +244,9 @@ def _target(lm: LM, site: Site) -> Site:
 
 def _output(sender: Site) -> Site:
     """Return where a sender's block adds to the residual stream."""
-    return replace(sender, component="mlp_out" if sender.component == "mlp_out" else "attn_out",
-                   head=None)  # fmt: skip
+    if sender.component == "z":
+        return replace(sender, component="attn_out", head=None)
+    return sender
 
 
 def _own(

@@ -73,7 +73,11 @@ def test_a_result_without_its_declared_control_is_not_reported(outside, tmp_path
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["run", "month", "--model", "tiny-llama", "--out", "x.json"], "Did you mean months"),
+        (["run", "weekday", "--model", "tiny-llama", "--out", "x.json"], "Did you mean weekdays?"),
+        (
+            ["run", "month", "--model", "tiny-llama", "--out", "x.json"],
+            "Did you mean months or monitor?",
+        ),
         (["list", "--import", "no_such_module"], "there is no module no_such_module"),
         (["compare", "no.json", "no.json"], "There is no result no.json"),
         (["report", "no.json", "--out", "x.html"], "There is no result no.json"),

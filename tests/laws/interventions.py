@@ -223,7 +223,9 @@ def _snap(w: Wanted) -> Intervention:
 
 
 def _erase(w: Wanted) -> Intervention:
-    labels = (w.setting.states @ w.setting.draw("concept", w.setting.lm.d_model) > 0).long()
+    # A trained model's states lie far from zero, so the middle one parts them, not the origin.
+    along = w.setting.states @ w.setting.draw("concept", w.setting.lm.d_model)
+    labels = (along > along.median()).long()
     return steer.Erase(w.site, probes.fit_erasure(w.setting.states, labels), w.strength, w.scope)
 
 

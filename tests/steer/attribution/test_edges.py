@@ -114,3 +114,25 @@ def test_there_are_edges_to_later_readers_only_and_the_map_says_which(lm: LM):
 def test_inference_mode_is_refused(lm: LM):
     with torch.inference_mode(), pytest.raises(PlanError, match="keeps no gradients"):
         attribution.edges(lm, CLEAN, CORRUPTED, METRIC)
+
+
+def test_verified_edges_are_as_estimated_in_a_linear_model():
+    lm = linear_model()
+    found = attribution.edges(lm, CLEAN, CORRUPTED, METRIC, steps=0)
+    checked = attribution.verify_edges(lm, found, CLEAN, CORRUPTED, METRIC, n=12)
+    torch.testing.assert_close(checked.patched, checked.estimated, atol=1e-3, rtol=1e-2)
+    assert checked.rank_correlation > 0.99
+    assert any("resid_pre" in sender for sender, _ in checked.cells)
+    assert any("mlp_out" in receiver for _, receiver in checked.cells)
+
+
+def test_verified_edges_are_the_paths_themselves(lm: LM):
+    found = attribution.edges(lm, CLEAN, CORRUPTED, METRIC)
+    checked = attribution.verify_edges(lm, found, CLEAN, CORRUPTED, METRIC, n=6)
+    for (sender, receiver), value in zip(checked.cells, checked.patched, strict=True):
+        s, r = Site.parse(sender), Site.parse(receiver)
+        r = Site(r.layer, "mlp_post") if r.component == "mlp_out" else r
+        alone = patching.paths(lm, CLEAN, CORRUPTED, [s], [r], METRIC)
+        gap = (alone.out_of - alone.into).double().mean()
+        expected = alone.change[0, 0].double().mean() / gap
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)

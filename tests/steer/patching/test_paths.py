@@ -103,7 +103,8 @@ def test_in_a_linear_model_the_direct_edges_add_up_to_the_whole_patch():
 
 
 def test_the_shortcut_is_the_path_to_the_logits(any_lm: LM):
-    senders = [*patching.heads(any_lm)[:3], *any_lm.sites("mlp_out"), *any_lm.sites("attn_out")]
+    outputs = [*any_lm.sites("mlp_out"), *any_lm.sites("attn_out")]
+    senders = [Site(0, "resid_pre"), *patching.heads(any_lm)[:3], *outputs]
     long = patching.paths(any_lm, CLEAN, CORRUPTED, senders, [Site.logits()], METRIC)
     short = patching.direct(any_lm, CLEAN, CORRUPTED, senders, METRIC)
     torch.testing.assert_close(short.values, long.values, atol=2e-5, rtol=1e-4)
@@ -130,7 +131,7 @@ def test_receivers_can_be_exchanged_together(lm: LM):
 @pytest.mark.parametrize(
     ("senders", "receivers", "said"),
     [
-        ([Site(0, "resid_pre")], [Site.logits()], "cannot send along a path"),
+        ([Site(1, "resid_pre")], [Site.logits()], "cannot send along a path"),
         ([Site(0, "z", 0)], [Site(1, "mlp_out")], "cannot receive along a path"),
         ([Site(1, "z", 0)], [Site(0, "q", 0)], "comes before every sender"),
         ([Site(1, "z", 0)], [[]], "comes before every sender"),

@@ -58,6 +58,11 @@ class Curve:
         return self.subspace.d_model
 
     @property
+    def periods(self) -> tuple[float | int | None]:
+        """The period of its one coordinate, as charts of several have them."""
+        return (self.period,)
+
+    @property
     def breaks(self) -> Float[Tensor, " knot"]:
         """The coordinates of the knots; on a ring the first one comes again, a period later."""
         return (self.warp or self.spline).breaks

@@ -15,6 +15,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from manifolds import cubic
+from manifolds.components import explained, isometric, residual_kept
 from manifolds.cubic import Array, Knots
 from manifolds.curve import Curve
 from manifolds.errors import ManifoldError
@@ -100,7 +101,7 @@ def fit_curve(
     curve = curve_through(
         classes, subspace, period=period, smoothing=smoothing, knots=knots, origin=origin
     )
-    kept = _residual_kept(points, classes, curve.subspace)
+    kept = residual_kept(points, classes.centroids, classes.of_sample, curve.subspace)
     diagnostics = MappingProxyType({**curve.diagnostics, "residual_kept": kept})
     return replace(curve, diagnostics=diagnostics).to(*storage(x))
 
@@ -123,7 +124,8 @@ def curve_through(
     values = subspace.coordinates(classes.centroids).numpy()
     at = Knots(classes.u, classes.counts.astype(float), None if period is None else float(period))
     inner = _parameter(at, values, knots)
-    penalty = _penalty(inner, classes.centroids, smoothing)
+    spread = isometric(classes.centroids).numpy()
+    penalty = _penalty(inner, spread, smoothing)
     spline = cubic.tensors(cubic.interpolate(inner, cubic.smoother(inner, penalty) @ values))
     warp = None
     if inner is not at:
@@ -132,8 +134,10 @@ def curve_through(
         "n_samples": int(classes.counts.sum()),
         "n_classes": len(classes.u),
         "n_per_class": classes.counts.tolist(),
-        "explained": _explained(classes.centroids, subspace),
-        "leave_one_class_out": cubic.leave_one_out(inner, _isometric(classes.centroids), penalty),
+        "explained": explained(classes.centroids, subspace),
+        "leave_one_class_out": cubic.leave_one_out(
+            inner, isometric(classes.centroids).numpy(), penalty
+        ),
         "smoothing": penalty,
         "knots": knots,
     }
@@ -271,7 +275,7 @@ _RULES: Mapping[str, Callable[[Knots, Array], Knots]] = MappingProxyType(
 )
 
 
-def _penalty(knots: Knots, centroids: Tensor, smoothing: float | int | str) -> float:
+def _penalty(knots: Knots, spread: Array, smoothing: float | int | str) -> float:
     """Return the number that `smoothing` stands for."""
     if isinstance(smoothing, str):
         if smoothing != "loo":
@@ -279,37 +283,10 @@ def _penalty(knots: Knots, centroids: Tensor, smoothing: float | int | str) -> f
                 f"smoothing is {smoothing!r}, which names no rule. Write a number from 0 up, or "
                 "'loo' to choose it by leaving one class out."
             )
-        return cubic.choose_smoothing(knots, _isometric(centroids))
+        return cubic.choose_smoothing(knots, spread)
     if not (np.isfinite(smoothing) and smoothing >= 0):
         raise ManifoldError(
             f"smoothing is {smoothing}, and a penalty that is negative or not finite has no best "
             "curve. Write 0 to go through every class average, or a positive number."
         )
     return float(smoothing)
-
-
-def _isometric(centroids: Tensor) -> Array:
-    """Return coordinates of all centroids with the same distances, at most as many as classes.
-
-    A spline is a linear map of its values, so leaving a class out here is leaving it out of
-    activation space: nothing of the left-out class enters through a choice of components.
-    """
-    left, singular, _ = torch.linalg.svd(centroids - centroids.mean(0), full_matrices=False)
-    return (left * singular).numpy()
-
-
-def _explained(centroids: Tensor, subspace: Subspace) -> float:
-    """Return the share of the variance between classes that lies on the subspace."""
-    away = centroids - centroids.mean(0)
-    within = away @ subspace.basis.to("cpu", torch.float64).T
-    return min(1.0, float(within.square().sum() / away.square().sum()))
-
-
-def _residual_kept(points: Tensor, classes: Classes, subspace: Subspace) -> float | None:
-    """Return the share of the samples' deviation from their class that is off the subspace."""
-    own = points - classes.centroids[torch.from_numpy(classes.of_sample)]
-    total = float(own.square().sum())
-    if total <= 1e-20 * float(points.square().sum()):
-        return None
-    on = own @ subspace.basis.to("cpu", torch.float64).T
-    return max(0.0, 1 - float(on.square().sum()) / total)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from manifolds.errors import ManifoldError
+from manifolds.nearest_many import Bent
 from manifolds.spline import Jet
 from manifolds.subspace import arithmetic_dtype
 
@@ -79,14 +80,7 @@ def exp_map_jet(base: Float[Tensor, " bin"], tangent: Jet) -> Jet:
     q = t.square().sum(-1, keepdim=True)
     q1 = 2 * (t * t1).sum(-1, keepdim=True)
     q2 = 2 * (t1.square() + t * t2).sum(-1, keepdim=True)
-    size = q.sqrt()
-    a, b = torch.cos(size), torch.sinc(size / torch.pi)
-    # C and D are differences that cancel near 0: six terms of their series serve up to q = 1/2,
-    # with an error below 1e-12.
-    small = q < 0.5
-    safe = torch.where(small, torch.ones_like(q), q)
-    c = torch.where(small, _series(q, 1), (a - b) / (2 * safe))
-    d = torch.where(small, _series(q, 2), (-b / 2 - 3 * c) / (2 * safe))
+    a, b, c, d = _exp_coefficients(q)
     value = a * base + b * t
     first = -b / 2 * q1 * base + c * q1 * t + b * t1
     second = (
@@ -96,6 +90,33 @@ def exp_map_jet(base: Float[Tensor, " bin"], tangent: Jet) -> Jet:
         + b * t2
     )
     return Jet(value, first, second)
+
+
+def exp_map_bent(base: Float[Tensor, " bin"], tangent: Bent) -> Bent:
+    """Return the exponential of a tangent vector that moves with several coordinates.
+
+    The formulas of `exp_map_jet`, with derivatives [..., bin, dim] and [..., bin, dim, dim].
+    """
+    t, t1, t2 = tangent
+    q = t.square().sum(-1, keepdim=True)
+    a, b, c, d = _exp_coefficients(q)
+    q1 = 2 * torch.einsum("...b,...bd->...d", t, t1)[..., None, :]
+    flat = torch.einsum("...b,...bde->...de", t, t2)
+    q2 = 2 * (t1.mT @ t1 + flat)[..., None, :, :]
+    point, here = base[:, None], t[..., None]
+    value = a * base + b * t
+    a, b, c, d = (part[..., None] for part in (a, b, c, d))
+    first = -b / 2 * q1 * point + c * q1 * here + b * t1
+    a, b, c, d = (part[..., None] for part in (a, b, c, d))
+    both = q1[..., :, None] * q1[..., None, :]
+    crossed = q1[..., :, None] * t1[..., None, :]
+    second = (
+        (-c / 2 * both - b / 2 * q2) * point[..., None]
+        + (d * both + c * q2) * here[..., None]
+        + c * (crossed + crossed.mT)
+        + b * t2
+    )
+    return Bent(value, first, second)
 
 
 def check_distributions(p: Float[Tensor, "*batch bin"], n_bins: int | None = None) -> None:
@@ -123,6 +144,19 @@ def check_distributions(p: Float[Tensor, "*batch bin"], n_bins: int | None = Non
             f"A row of the probabilities adds up to {float(total):.4g}, not to 1, so it is no "
             "distribution. Add the rest as a last bin, 'other', and take the softmax in float32."
         )
+
+
+def _exp_coefficients(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return A, B, C, D of `exp_map_jet` at q."""
+    size = q.sqrt()
+    a, b = torch.cos(size), torch.sinc(size / torch.pi)
+    # C and D are differences that cancel near 0: six terms of their series serve up to q = 1/2,
+    # with an error below 1e-12.
+    small = q < 0.5
+    safe = torch.where(small, torch.ones_like(q), q)
+    c = torch.where(small, _series(q, 1), (a - b) / (2 * safe))
+    d = torch.where(small, _series(q, 2), (-b / 2 - 3 * c) / (2 * safe))
+    return a, b, c, d
 
 
 def _series(q: Tensor, order: int) -> Tensor:

@@ -97,7 +97,7 @@ def composed(setting: Setting, row: int) -> Sequence[Intervention]:
     source: Tensor = setting.scale * setting.draw(f"source {row}", lm.d_model)
     return [
         steer.When(read, push, above=0.0),
-        steer.MoveAlong(site, setting.curve, 0.7 + 0.5 * row),
+        steer.MoveAlong(site, setting.manifold, 0.7 + 0.5 * row),
         steer.Add(
             Site(site.layer, "attn_out"),
             setting.direction(f"added {row}"),

@@ -16,7 +16,7 @@ import manifolds
 import probes
 import steer
 from steer import LM, Scope, Site, Step
-from steer.protocols import Intervention
+from steer.protocols import Intervention, Manifold
 
 N_ROWS = 36
 """Rows of the batch of which every law uses a part; at least one for each factory."""
@@ -37,6 +37,8 @@ class Setting:
     """Where gates read: earlier in the pass than they act."""
     texts: tuple[str, ...] | None = None
     """N_ROWS prompts, for models that have learned a language; None for seeded token ids."""
+    chart: str = "curve"
+    """Which of CHARTS is in the manifold slot of the composed plans."""
 
     def draw(self, name: str, *shape: int) -> Tensor:
         """Return seeded normal numbers that depend on the model, the site and the name alone."""
@@ -71,6 +73,17 @@ class Setting:
         return manifolds.fit_curve(self.states, [row % 6 for row in range(N_ROWS)], period=6)
 
     @cached_property
+    def surface(self) -> manifolds.Surface:
+        """A cylinder through averages of states: 6 round, 2 high."""
+        at = [(row % 6, row // 6 % 2) for row in range(N_ROWS)]
+        return manifolds.fit_surface(self.states, at, periods=(6, None), n_components=6)
+
+    @property
+    def manifold(self) -> Manifold:
+        """The chart of this setting, fitted on its states."""
+        return CHARTS[self.chart](self)
+
+    @cached_property
     def probe(self) -> probes.LinearProbe:
         """A probe at `reads` whose score is positive for half of the prompts' last tokens."""
         states = self.lm.capture(self.prompts, [self.reads])[self.reads].float()
@@ -87,6 +100,36 @@ class Setting:
     def direction(self, name: str) -> Tensor:
         """Return a seeded direction whose entries are as large as those of a state."""
         return self.scale * self.draw(name, self.lm.d_model)
+
+
+def _helix(setting: Setting) -> Manifold:
+    return manifolds.fit_helix(setting.states, range(N_ROWS), periods=(6,))
+
+
+def _graph(setting: Setting) -> Manifold:
+    edges = [(i, (i + 1) % 6) for i in range(6)]
+    return manifolds.fit_graph(setting.states, [row % 6 for row in range(N_ROWS)], edges)
+
+
+def _torus(setting: Setting) -> Manifold:
+    at = [(row % 6, row // 6) for row in range(N_ROWS)]
+    # Smoothed: through random points it would fold, and near a fold rounding decides the branch.
+    return manifolds.fit_surface(
+        setting.states, at, periods=(6, 6), n_components=8, kernel="cubic", smoothing=1.0
+    )
+
+
+CHARTS: Mapping[str, Callable[[Setting], Manifold]] = {
+    "curve": lambda setting: setting.curve,
+    "line": lambda setting: manifolds.fit_curve(setting.states, range(N_ROWS), smoothing=1.0),
+    "surface": lambda setting: setting.surface,
+    "torus": _torus,
+    "flat": lambda setting: manifolds.fit_flat(setting.states, n_components=3),
+    "sphere": lambda setting: manifolds.fit_sphere(setting.states),
+    "graph": _graph,
+    "helix": _helix,
+}
+"""Every chart that can stand in the manifold slot."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +261,11 @@ def _move_along_rows(w: Wanted) -> Intervention:
     return steer.MoveAlong(w.site, w.setting.curve, by, "transport", w.strength, w.scope)
 
 
+def _move_to_surface_rows(w: Wanted) -> Intervention:
+    u = w.per_row("place", 2).abs()
+    return steer.MoveTo(w.site, w.setting.surface, u, "replace", w.strength, w.scope)
+
+
 def _snap(w: Wanted) -> Intervention:
     return steer.Snap(w.site, w.setting.curve, w.strength, w.scope)
 
@@ -316,6 +364,7 @@ FACTORIES: Mapping[str, Factory] = {
     "move-along": _move_along,
     "move-along-replace": _move_along_replace,
     "move-along-rows": _move_along_rows,
+    "move-to-surface-rows": _move_to_surface_rows,
     "snap": _snap,
     "erase": _erase,
     "when": _when,

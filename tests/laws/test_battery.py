@@ -1,16 +1,22 @@
 """The law battery: every law over every intervention on every tiny family."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+import manifolds
 from steer import LM
 from steer.kinds import kinds
 from steer.protocols import Intervention
-from tests.laws.composition import COMPOSITION_LAWS
+from tests.laws.composition import (
+    COMPOSITION_LAWS,
+    law_all_interventions_compose,
+    law_nested_blocks_compose,
+)
 from tests.laws.edits import EDIT_LAWS
 from tests.laws.exact import EXACT_LAWS
-from tests.laws.interventions import FACTORIES, N_ROWS, Setting, one_each
+from tests.laws.interventions import CHARTS, FACTORIES, N_ROWS, Setting, one_each
 from tests.laws.patching import PATCHING_LAWS
 from tests.laws.rows import ROW_LAWS
 from tests.laws.sites import SITE_LAWS
@@ -44,6 +50,21 @@ def test_every_edit_keeps_the_law(lm: LM, name: str, law: Callable[..., None]):
 @pytest.mark.parametrize("law", LAWS, ids=_named)
 def test_every_family_keeps_the_law(any_lm: LM, law: Callable[[Setting], None]):
     law(setting_of(any_lm))
+
+
+@pytest.mark.parametrize("chart", sorted(CHARTS))
+def test_the_composition_law_holds_with_every_chart(lm: LM, chart: str):
+    setting = replace(setting_of(lm), chart=chart)
+    law_all_interventions_compose(setting)
+    law_nested_blocks_compose(setting)
+
+
+def test_every_installed_chart_is_in_the_composition_law(lm: LM):
+    known = kinds()
+    wanted = {known[kind] for kind in known if hasattr(known[kind], "flatten")}
+    found = {type(make(setting_of(lm))) for make in CHARTS.values()}
+    missing = wanted - found - {manifolds.Subspace}
+    assert not missing, f"no setting has {sorted(c.__name__ for c in missing)}"
 
 
 def test_every_installed_intervention_is_in_the_battery(lm: LM):

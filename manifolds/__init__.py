@@ -49,6 +49,8 @@ from manifolds.helix import Helix as Helix
 from manifolds.helix import fit_helix as fit_helix
 from manifolds.plots import draw_curve as draw_curve
 from manifolds.plots import plot_curve as plot_curve
+from manifolds.plots import plot_surface as plot_surface
+from manifolds.plots import plot_two_manifolds as plot_two_manifolds
 from manifolds.sphere import Sphere as Sphere
 from manifolds.sphere import fit_sphere as fit_sphere
 from manifolds.subspace import Subspace as Subspace

@@ -84,8 +84,9 @@ def fit_curve(
 
     Raises:
         ManifoldError: too few distinct u, numbers that are not finite, lengths that differ, a
-            period that is not positive, more components than the classes support, a negative
-            penalty, angles out of order, or a subspace of another width.
+            period that is not positive, a ring that does not close, more components than the
+            classes support, a negative penalty, angles out of order, or a subspace of another
+            width.
     """
     points = as_points(x)
     classes = group(points, u, period)
@@ -118,8 +119,10 @@ def curve_through(
     """Return the curve through, or near, the classes' averages, on the CPU in float64.
 
     Raises:
-        ManifoldError: as `fit_curve`, for the smoothing, the knots and the origin.
+        ManifoldError: as `fit_curve`, for the smoothing, the knots and the origin, and for a ring
+            that does not close.
     """
+    _require_closing(classes, period)
     subspace = subspace.to("cpu", torch.float64)
     values = subspace.coordinates(classes.centroids).numpy()
     at = Knots(classes.u, classes.counts.astype(float), None if period is None else float(period))
@@ -177,6 +180,24 @@ def group(
     total = torch.zeros(len(distinct), points.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(of_sample), points)
     return Classes(distinct, total / torch.from_numpy(counts)[:, None], of_sample, counts)
+
+
+_OPEN = 3
+"""A ring does not close if its last step is this many times as steep as any other."""
+
+
+def _require_closing(classes: Classes, period: float | int | None) -> None:
+    """Refuse a ring whose two ends in u are far apart: a line that was given a period."""
+    if period is None or len(classes.u) < 5:
+        return
+    gaps = np.diff(classes.u, append=classes.u[0] + period)
+    steps = (classes.centroids.roll(-1, 0) - classes.centroids).norm(dim=1).numpy() / gaps
+    if steps[-1] > _OPEN * steps[:-1].max():
+        raise ManifoldError(
+            f"The ring does not close: from u = {classes.u[-1]:g} on to {classes.u[0] + period:g} "
+            f"the states move {steps[-1]:.3g} per unit of u, elsewhere {steps[:-1].max():.3g} at "
+            "most. These classes lie on a line. Leave out period, or read the classes in between."
+        )
 
 
 def _coordinates(u: object, n_samples: int, period: float | int | None) -> Array:

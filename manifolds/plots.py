@@ -1,4 +1,4 @@
-"""Pictures of curves: an interactive one (plotly) and a still one (matplotlib).
+"""Pictures of curves and surfaces: interactive ones (plotly) and a still one (matplotlib).
 
 Both libraries are optional and heavy, so they are imported inside the functions: importing
 `manifolds` imports neither. Numbers are made in `curve`; here they are only drawn.
@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from manifolds.behavior.manifold import Behavior
 from manifolds.curve import Curve
 from manifolds.errors import ManifoldError
+from manifolds.subspace import Subspace
+from manifolds.surface import Surface
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import plotly.graph_objects
 
 _PER_INTERVAL = 24
+_MARGIN = {"l": 0, "r": 0, "t": 30, "b": 0}
+_GRID = 48
+"""Points of each drawn coordinate line of a surface."""
 _COLORS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#003d5b")
 
 
@@ -111,6 +117,101 @@ def draw_curve(
     return figure
 
 
+def plot_surface(
+    surface: Surface,
+    *,
+    labels: Sequence[str] | None = None,
+    paths: Mapping[str, Tensor] | None = None,
+) -> "plotly.graph_objects.Figure":
+    """Return an interactive figure of a surface's coordinate lines through its knots.
+
+    In the first three coordinates of its subspace, in units of the activations. Of a surface with
+    more than two coordinates the lines of the first two are drawn, at the middle of the others.
+
+    Args:
+        surface: what is drawn.
+        labels: one name for each knot; their coordinates if None.
+        paths: further lines by name, [point, d_model] each.
+
+    Raises:
+        ManifoldError: labels that are not as many as knots, or points of another width.
+    """
+    # Optional dependency (extra "plots"), a second to import.
+    import plotly.graph_objects as go
+
+    names = list(labels) if labels is not None else [_name(u) for u in surface.knots]
+    if len(names) != len(surface.knots):
+        raise ManifoldError(
+            f"There are {len(names)} labels for {len(surface.knots)} knots. Give one label a knot, "
+            "in the order of surface.knots."
+        )
+    knots = _three(surface.subspace, surface.decode(surface.knots))
+    drawn = [
+        go.Scatter3d(
+            **_xyz(line),
+            mode="lines",
+            line={"color": "#8d99ae"},
+            name="manifold",
+            showlegend=i == 0,
+        )
+        for i, line in enumerate(_coordinate_lines(surface))
+    ]
+    marker = {"size": 4, "color": "#2b2d42"}
+    drawn.append(
+        go.Scatter3d(**_xyz(knots), mode="markers+text", name="classes", text=names, marker=marker)
+    )
+    for i, (name, points) in enumerate((paths or {}).items()):
+        style = {"color": _COLORS[i % len(_COLORS)], "width": 5}
+        seen = _three(surface.subspace, points)
+        drawn.append(go.Scatter3d(**_xyz(seen), mode="lines+markers", name=name, line=style))
+    return go.Figure(drawn, {"scene": _scene(), "margin": _MARGIN})
+
+
+def plot_two_manifolds(
+    curve: Curve,
+    behavior: Behavior,
+    *,
+    labels: Sequence[str] | None = None,
+    paths: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> "plotly.graph_objects.Figure":
+    """Return activation and behaviour manifold side by side, two scenes that turn by themselves.
+
+    Left M_h in the first three principal components of the activations; right M_y in those of the
+    square roots of the outputs, seen from the tangent space at their mean.
+
+    Args:
+        curve: M_h.
+        behavior: M_y, over the same coordinates.
+        labels: one name for each class; their coordinates if None.
+        paths: by name the points [point, d_model] of a path in activation space and its outputs
+            [point, bin].
+
+    Raises:
+        ManifoldError: the two do not have the same knots, or labels are not as many.
+    """
+    from plotly.subplots import make_subplots
+
+    if len(curve.knots) != len(behavior.knots):
+        raise ManifoldError(
+            f"The curve has {len(curve.knots)} knots and the behaviour {len(behavior.knots)}, so "
+            "their classes do not correspond. Fit both on the same classes."
+        )
+    titles = ("activations: M_h", "outputs: M_y")
+    figure = make_subplots(1, 2, specs=[[{"type": "scene"}] * 2], subplot_titles=titles)
+    for trace in _ring(curve, curve.knots, labels):
+        figure.add_trace(trace, 1, 1)
+    for trace in _ring(behavior.tangent, behavior.knots, labels):
+        figure.add_trace(trace.update(showlegend=False), 1, 2)
+    for i, (name, (points, outputs)) in enumerate((paths or {}).items()):
+        color = _COLORS[i % len(_COLORS)]
+        left = _three(curve.subspace, points)
+        right = _three(behavior.tangent.subspace, behavior.tangents(outputs))
+        for column, seen in ((1, left), (2, right)):
+            figure.add_trace(_path(name, seen, color, column == 1), 1, column)
+    scene = _scene()
+    return figure.update_layout(scene=scene, scene2=scene, margin=_MARGIN, legend={"y": 0.5})
+
+
 def _lines(
     curve: Curve,
     centroids: Tensor | None,
@@ -126,14 +227,82 @@ def _lines(
             f"without a name or have the wrong one. Give one label a point; the {len(curve.knots)} "
             "knots of the curve are in increasing u."
         )
+    seen = {name: _three(curve.subspace, points) for name, points in paths.items()}
+    return _Lines(_three(curve.subspace, marked), names, _around(curve), seen)
+
+
+def _around(curve: Curve) -> Tensor:
+    """Return points [point, 3] close to each other along a whole curve."""
     first, last = float(curve.breaks[0]), float(curve.breaks[-1])
     n = _PER_INTERVAL * (len(curve.breaks) - 1) + 1
     around = curve.decode(torch.linspace(first, last, n, device=curve.breaks.device))
-    seen = {name: _three(curve, points) for name, points in paths.items()}
-    return _Lines(_three(curve, marked), names, _three(curve, around), seen)
+    return _three(curve.subspace, around)
 
 
-def _three(curve: Curve, points: Tensor) -> Tensor:
+def _three(subspace: Subspace, points: Tensor) -> Tensor:
     """Return the first three coordinates of points [point, d_model], zeros where there are less."""
-    coordinates = curve.subspace.coordinates(points).detach().cpu()[:, :3]
+    coordinates = subspace.coordinates(points).detach().cpu()[:, :3]
     return torch.nn.functional.pad(coordinates, (0, 3 - coordinates.shape[1]))
+
+
+def _ring(curve: Curve, knots: Tensor, labels: Sequence[str] | None) -> list:
+    import plotly.graph_objects as go
+
+    names = list(labels) if labels is not None else [f"{u:g}" for u in knots.tolist()]
+    if len(names) != len(knots):
+        raise ManifoldError(
+            f"There are {len(names)} labels for {len(knots)} knots. Give one label a knot, in "
+            "increasing u."
+        )
+    grey = {"color": "#8d99ae"}
+    marker = {"size": 4, "color": "#2b2d42"}
+    line, classes = _around(curve), _three(curve.subspace, curve.decode(knots))
+    return [
+        go.Scatter3d(**_xyz(line), mode="lines", name="manifold", line=grey),
+        go.Scatter3d(
+            **_xyz(classes), mode="markers+text", name="classes", text=names, marker=marker
+        ),
+    ]
+
+
+def _path(name: str, points: Tensor, color: str, legend: bool) -> "plotly.graph_objects.Scatter3d":
+    import plotly.graph_objects as go
+
+    return go.Scatter3d(
+        **_xyz(points),
+        mode="lines+markers",
+        name=name,
+        line={"color": color, "width": 5},
+        marker={"size": 3, "color": color},
+        legendgroup=name,
+        showlegend=legend,
+    )
+
+
+def _coordinate_lines(surface: Surface) -> list[Tensor]:
+    """Return the lines [point, 3] on which one of the first two coordinates is that of a knot."""
+    lower, upper = surface.axes.lower.cpu(), surface.axes.upper.cpu()
+    middle = (lower + upper) / 2
+    found = []
+    for moving, fixed in ((0, 1), (1, 0)):
+        steps = torch.linspace(0, 1, _GRID).to(lower)
+        along = lower[moving] + steps * (upper[moving] - lower[moving])
+        for at in surface.knots[:, fixed].cpu().unique():
+            u = middle.repeat(_GRID, 1)
+            u = u.index_fill(1, torch.tensor([fixed]), float(at))
+            u = torch.where(torch.arange(surface.dim) == moving, along[:, None], u)
+            found.append(_three(surface.subspace, surface.decode(u.to(surface.knots))))
+    return found
+
+
+def _name(u: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in u.tolist())
+
+
+def _xyz(points: Tensor) -> dict[str, list[float]]:
+    return {axis: points[:, i].tolist() for i, axis in enumerate("xyz")}
+
+
+def _scene() -> dict[str, object]:
+    axes = {f"{axis}axis": {"title": {"text": f"PC {i + 1}"}} for i, axis in enumerate("xyz")}
+    return {**axes, "aspectmode": "data"}

@@ -139,6 +139,16 @@ class Behavior:
             )
         return 1 - p[..., -1].to(arithmetic_dtype(p))
 
+    def tangents(self, p: Float[Tensor, "*batch bin"]) -> Float[Tensor, "*batch bin"]:
+        """Return the tangent vectors at the base that lead to p: where p is seen in pictures.
+
+        Raises:
+            ManifoldError: p does not hold distributions over n_bins.
+        """
+        check_distributions(p, self.n_bins)
+        roots = p.to(arithmetic_dtype(p)).sqrt()
+        return log_map(self.base, roots / roots.norm(dim=-1, keepdim=True))
+
     def path(self, u0: Coordinate, u1: Coordinate, n: int) -> Float[Tensor, "*batch point"]:
         """Return n coordinates from u0 to u1, the shorter way round; see `Curve.path`.
 

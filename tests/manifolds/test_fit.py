@@ -240,3 +240,13 @@ def test_what_no_curve_can_be_fitted_to_is_refused(arguments: dict[str, Any], me
 def test_remedies_name_parameters_that_exist() -> None:
     parameters = manifolds.fit_curve.__annotations__.keys()
     assert {"period", "knots", "smoothing", "n_components", "subspace", "variance"} <= parameters
+
+
+def test_a_line_that_is_given_a_period_does_not_close() -> None:
+    line = torch.stack([torch.arange(8.0), torch.arange(8.0).square() / 20], 1)
+    with pytest.raises(ManifoldError, match="does not close: from u = 7 on to 8"):
+        manifolds.fit_curve(line, range(8), period=8)
+    # Seven eighths of a circle close: the last step is as long as it takes.
+    angle = torch.arange(7) * 2 * torch.pi / 8
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    assert manifolds.fit_curve(circle, range(7), period=8).period == 8

@@ -71,3 +71,46 @@ def test_labels_that_are_not_as_many_as_points_are_refused() -> None:
         manifolds.plot_curve(_ring(), labels=["a", "b"])
     with pytest.raises(ManifoldError, match=r"7 labels for 3 points"):
         manifolds.draw_curve(_ring(), centroids=torch.zeros(3, 4))
+
+
+def _bumps(n: int) -> torch.Tensor:
+    gap = (torch.arange(n)[:, None] - torch.arange(n)).abs()
+    return (-torch.minimum(gap, n - gap).double()).softmax(1)
+
+
+def test_the_two_manifolds_stand_side_by_side_with_each_path_in_both() -> None:
+    ring, behavior = _ring(), manifolds.fit_behavior(_bumps(7), range(7), period=7, other=False)
+    points = ring.decode(ring.path(1, 4, 5))
+    outputs = behavior.decode(behavior.path(1, 4, 5)).float()
+    figure = manifolds.plot_two_manifolds(ring, behavior, paths={"way": (points, outputs)})
+    traces = figure.to_dict()["data"]
+    left = [trace for trace in traces if trace["scene"] == "scene"]
+    right = [trace for trace in traces if trace["scene"] == "scene2"]
+    assert [trace["name"] for trace in left] == ["manifold", "classes", "way"]
+    assert [trace["name"] for trace in right] == ["manifold", "classes", "way"]
+    # A path along M_y runs through its own classes: both ends are knots 1 and 4.
+    way, classes = right[2], right[1]
+    assert way["x"][0] == pytest.approx(classes["x"][1], abs=1e-4)
+    assert way["y"][-1] == pytest.approx(classes["y"][4], abs=1e-4)
+    with pytest.raises(ManifoldError, match="do not correspond"):
+        manifolds.plot_two_manifolds(ring, manifolds.fit_behavior(_bumps(6), range(6), period=6))
+    with pytest.raises(ManifoldError, match="one label a knot"):
+        manifolds.plot_two_manifolds(ring, behavior, labels=["a"])
+
+
+def test_a_surface_is_drawn_by_its_coordinate_lines_through_the_knots() -> None:
+    u = torch.cartesian_prod(torch.arange(6.0), torch.arange(3.0))
+    angle = u[:, 0] * 2 * torch.pi / 6
+    x = torch.stack([angle.cos(), angle.sin(), u[:, 1]], 1)
+    tube = manifolds.fit_surface(x, u, periods=(6, None))
+    figure = manifolds.plot_surface(tube, paths={"way": tube.decode(tube.path(u[0], u[8], 5))})
+    traces = figure.to_dict()["data"]
+    lines = [trace for trace in traces if trace["name"] == "manifold"]
+    assert len(lines) == 6 + 3
+    ring = torch.tensor([lines[0][axis] for axis in "xyz"]).T
+    assert torch.allclose(ring[0], ring[-1], atol=1e-5)  # round the periodic axis it closes
+    knots = tube.subspace.coordinates(tube.decode(u))
+    apart = torch.cdist(knots, torch.cat([torch.tensor([t[a] for a in "xyz"]).T for t in lines]))
+    assert apart.amin(1).max() < 0.05
+    with pytest.raises(ManifoldError, match="one label a knot"):
+        manifolds.plot_surface(tube, labels=["a"])

@@ -97,6 +97,9 @@ def _run(given: argparse.Namespace) -> None:
     result = run_task(task, lm, options, model=given.model)
     write_result(result, given.out)
     console.print(numbers_table(result))
+    for claim in result.tables.get("claims", ()):
+        verdict = "HOLDS" if claim["holds"] else "DOES NOT HOLD"
+        console.print(f"{verdict}: {claim['claim']} ({claim['seen']})", markup=False)
     seconds = result.provenance["wall_seconds"]
     console.print(f"{seconds} s. Written: {given.out}", markup=False)
     if task.draw is not None:

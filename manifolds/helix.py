@@ -49,6 +49,10 @@ class Helix:
     diagnostics: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """What the fit was worth, in JSON values; see `fit_helix`."""
 
+    def __post_init__(self) -> None:
+        """Lay the rows out one after the other, as saved ones are: products round by layout."""
+        object.__setattr__(self, "coefficients", self.coefficients.contiguous())
+
     @property
     def dim(self) -> int:
         """Number of intrinsic coordinates: 1, the number itself."""
@@ -193,7 +197,7 @@ class Helix:
         if (
             not isinstance(part, Subspace)
             or not isinstance(matrix, Tensor)
-            or not isinstance(turns, list)
+            or not isinstance(turns, list | tuple)
             or not all(isinstance(turn, int | float) and turn > 0 for turn in turns)
             or not isinstance(lower, int | float)
             or not isinstance(upper, int | float)

@@ -35,6 +35,11 @@ class Radial:
     plane: Float[Tensor, "one_and_lift k"]
     kernel: Kernel
 
+    def __post_init__(self) -> None:
+        """Lay the rows out one after the other, as saved ones are: products round by layout."""
+        for name in ("centers", "weights", "plane"):
+            object.__setattr__(self, name, getattr(self, name).contiguous())
+
     def value(self, z: Float[Tensor, "*batch lift"]) -> Float[Tensor, "*batch k"]:
         """Return f(z)."""
         centers, weights, plane = (part.to(z) for part in self._parts)

@@ -213,8 +213,8 @@ class Surface:
             subspace is None
             or len(parts) != len(_TENSORS)
             or kernel not in KERNELS
-            or not isinstance(periods, list)
-            or not isinstance(counts, list)
+            or not isinstance(periods, list | tuple)
+            or not isinstance(counts, list | tuple)
             or not all(isinstance(count, int) and count > 0 for count in counts)
             or not all(p is None or (isinstance(p, int | float) and p > 0) for p in periods)
         ):

@@ -16,7 +16,9 @@ from torch import Tensor
 from steer.errors import PlanError
 from steer.interventions.arithmetic import Relative
 from steer.interventions.curved import MoveAlong, MoveTo, Snap
+from steer.interventions.dual import Dual
 from steer.interventions.erase import Erase
+from steer.interventions.following import Follow
 from steer.interventions.gates import Monitor, When
 from steer.interventions.linear import Ablate, Add, Affine, Clamp, Rotate, Scale
 from steer.interventions.patch import Patch
@@ -135,6 +137,8 @@ def _cannot(item: object, why: str) -> PlanError:
 
 _NOT_AFFINE: Mapping[type, str] = {
     Erase: "its eraser can be any map, and nothing says that it is affine",
+    Dual: "its steps depend on the state that they start from",
+    Follow: "its directions depend on the state that it starts from",
     Custom: "its function can be anything, and nothing says that it is affine in the stream",
     Monitor: "it only reads and reports, and a checkpoint has nobody to report to",
     MoveAlong: "it moves along a manifold, which is not affine in the stream",

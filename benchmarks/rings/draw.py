@@ -1,4 +1,4 @@
-"""Draw the result of one ring: still pictures beside the JSON, and one page that can be turned.
+"""Draw the result of a ring or line: still pictures beside the JSON, and a page that can be turned.
 
 Made from the result alone. Imported only when something is drawn: matplotlib and plotly belong to
 the extra `plots`.
@@ -16,20 +16,10 @@ from mpl_toolkits.mplot3d import proj3d
 
 from benchmarks.report import numbers_html, page, provenance_html
 from benchmarks.result import Result
+from benchmarks.rings.draw_energies import ARMS, CHORD, GREY, MANIFOLD, claims_html, energies_figure
 from benchmarks.run import write_text
 
-MANIFOLD, CHORD, GREY = "#0b6e8f", "#c8531c", "#8a9096"
-"""Colours of the two paths everywhere; told apart in grey and by the colour-blind as well."""
 SCALE = "viridis"
-ARMS = {
-    "manifold": "ring, subspace",
-    "chord": "chord, subspace",
-    "manifold_replaced": "ring, replaced",
-    "chord_replaced": "chord, replaced",
-    "additive": "mean difference added",
-    "random_path": "random path (control)",
-    "permuted": "permuted ring (control)",
-}
 
 
 def draw_ring_result(result: Result, path: Path) -> list[Path]:
@@ -40,6 +30,8 @@ def draw_ring_result(result: Result, path: Path) -> list[Path]:
         Path(f"{stem}_outputs.png"): outputs_figure(result),
         Path(f"{stem}_blocks.png"): blocks_figure(result),
     }
+    if "energies" in result.tables:
+        made[Path(f"{stem}_energies.png")] = energies_figure(result)
     for file, figure in made.items():
         figure.savefig(file, dpi=130, facecolor="white")
     html = path.with_suffix(".html")
@@ -54,7 +46,8 @@ def ring_figure(result: Result) -> matplotlib.figure.Figure:
     axes: Any = figure.add_axes((0.0, 0.1, 0.94, 0.86), projection="3d")
     curve, centroids = _three(ring["curve"]), _three(ring["centroids"])
     axes.plot(*curve.T, color=GREY, lw=1.4)
-    half = (len(curve) - 1) // len(concepts) * (len(concepts) // 2)
+    # Twenty points a concept; the path drawn is the first one, half-way on.
+    half, names = 20 * (len(concepts) // 2), _known(result)
     axes.plot(*curve[: half + 1].T, color=MANIFOLD, lw=2.2)
     axes.scatter(*_three(ring["manifold_path"]).T, color=MANIFOLD, s=14, depthshade=False)
     axes.plot(*_three(ring["chord_path"]).T, color=CHORD, lw=2.2, marker="o", ms=3.5)
@@ -64,12 +57,16 @@ def ring_figure(result: Result) -> matplotlib.figure.Figure:
         getattr(axes, f"set_{axis}ticklabels")([])
     # Nearly from above: the ring lies mainly in the first two components.
     axes.view_init(elev=52, azim=-68)
-    _label(axes, centroids, concepts)
+    _label(axes, centroids, names)
     figure.legend(
         handles=[
-            matplotlib.lines.Line2D([], [], color=MANIFOLD, lw=2.2, label="along the ring"),
+            matplotlib.lines.Line2D(
+                [], [], color=MANIFOLD, lw=2.2, label=f"along the {shape_of(result)}"
+            ),
             matplotlib.lines.Line2D([], [], color=CHORD, lw=2.2, label="along the chord"),
-            matplotlib.lines.Line2D([], [], color=GREY, lw=1.4, label="the fitted ring"),
+            matplotlib.lines.Line2D(
+                [], [], color=GREY, lw=1.4, label=f"the fitted {shape_of(result)}"
+            ),
         ],
         loc="upper left",
         frameon=False,
@@ -86,13 +83,13 @@ def outputs_figure(result: Result) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(10.4, 6.6), layout="constrained")
     grid = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
     images = []
-    for column, (name, title) in enumerate((("manifold", "the ring"), ("chord", "the chord"))):
+    for column, (name, title) in enumerate((("manifold", shape_of(result)), ("chord", "chord"))):
         axes = grid[0][column]
         image = axes.imshow(
             maps[name], aspect="auto", vmin=0, vmax=top, cmap=SCALE, interpolation="nearest"
         )
         axes.set_yticks(range(len(maps[name])), _bin_names(result), fontsize=8)
-        axes.set_title(f"outputs, steered along {title}", fontsize=11)
+        axes.set_title(f"outputs, steered along the {title}", fontsize=11)
         images.append(image)
         _profile(grid[1][column], result, name)
     figure.colorbar(images[0], ax=grid[0], label="mean probability", fraction=0.03, pad=0.01)
@@ -108,12 +105,13 @@ def blocks_figure(result: Result) -> matplotlib.figure.Figure:
     """Return what steering does at each block in train contexts, and all arms in test contexts."""
     figure = matplotlib.figure.Figure(figsize=(10.4, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    shape = shape_of(result)
     blocks = result.tables["blocks"]
     layers = [block["layer"] for block in blocks]
     for key, color, style, label in (
-        ("p_passed_manifold", MANIFOLD, "-", "ring: probability of the concept aimed at"),
+        ("p_passed_manifold", MANIFOLD, "-", f"{shape}: probability of the concept aimed at"),
         ("p_passed_chord", CHORD, "-", "chord: the same"),
-        ("manifold", MANIFOLD, ":", "ring: distance to natural outputs"),
+        ("manifold", MANIFOLD, ":", f"{shape}: distance to natural outputs"),
         ("chord", CHORD, ":", "chord: the same"),
     ):
         left.plot(layers, [block[key] for block in blocks], color=color, ls=style, label=label)
@@ -137,7 +135,7 @@ def ring_caption(result: Result) -> str:
         f"Centroids of the {result.task} at the last token, {result.model}, block {best}:\n"
         f"{shown:.0%} of the variance between centroids is shown, of {ring['k']} components in "
         f"use.\nLengths against behaviour lengths: r = {result.numbers['isometry_manifold']} along "
-        f"the ring, {result.numbers['isometry_chord']} straight."
+        f"the {shape_of(result)}, {result.numbers['isometry_chord']} straight."
     )
 
 
@@ -148,8 +146,8 @@ def outputs_caption(result: Result) -> str:
         f"Path position. Held-out contexts, {result.model}, block "
         f"{int(numbers['best_block'].value or 0)}, mean over all starts; rows count from the "
         f"start.\nProbability of the concept passed: {numbers['p_passed_manifold']} along the "
-        f"ring, {numbers['p_passed_chord']} along the chord.\nDistance to natural outputs, chord "
-        f"over ring: {numbers['chord_over_manifold']}."
+        f"{shape_of(result)}, {numbers['p_passed_chord']} along the chord.\nDistance to natural "
+        f"outputs, chord over {shape_of(result)}: {numbers['chord_over_manifold']}."
     )
 
 
@@ -157,7 +155,8 @@ def ring_page(result: Result) -> str:
     """Return one self-contained page: the ring to turn, the outputs, the blocks, the numbers."""
     figures = [_plotly_ring(result), _plotly_outputs(result), _plotly_blocks(result)]
     captions = [ring_caption(result), outputs_caption(result), ""]
-    parts = [f'<p class="note">{result.provenance["question"]}</p>', numbers_html([result])]
+    parts = [f'<p class="note">{result.provenance["question"]}</p>', claims_html(result)]
+    parts.append(numbers_html([result]))
     for i, (figure, caption) in enumerate(zip(figures, captions, strict=True)):
         # The library is written into the page once, so that it needs no network.
         parts.append(figure.to_html(full_html=False, include_plotlyjs=i == 0))
@@ -203,7 +202,7 @@ def _profile(axes: Axes, result: Result, name: str) -> None:
 
 def _bars(axes: Axes, result: Result) -> None:
     table = result.tables["distant"]
-    names = list(ARMS)
+    names = [name for name in ARMS if name in table]
     values = [table[name]["hellinger"] for name in names]
     colors = [
         MANIFOLD if n.startswith("manifold") else CHORD if n.startswith("chord") else GREY
@@ -222,11 +221,11 @@ def _bars(axes: Axes, result: Result) -> None:
 
 
 def _plotly_ring(result: Result) -> go.Figure:
-    ring, concepts = result.tables["ring"], result.tables["concepts"]
+    ring, shape = result.tables["ring"], shape_of(result)
     figure = go.Figure()
     for key, color, label in (
-        ("curve", GREY, "the fitted ring"),
-        ("manifold_path", MANIFOLD, "along the ring"),
+        ("curve", GREY, f"the fitted {shape}"),
+        ("manifold_path", MANIFOLD, f"along the {shape}"),
         ("chord_path", CHORD, "along the chord"),
     ):
         x, y, z = _three(ring[key]).T
@@ -240,14 +239,14 @@ def _plotly_ring(result: Result) -> go.Figure:
         y=y,
         z=z,
         mode="markers+text",
-        text=concepts,
+        text=_known(result),
         marker={"size": 4, "color": "black"},
         name="centroids",
     )
     titles = [f"component {n} ({v:.0%})" for n, v in enumerate(_variance(ring), 1)]
     titles += [""] * (3 - len(titles))
     figure.update_layout(
-        title="The ring",
+        title=f"The {shape}",
         height=620,
         scene={
             f"{axis}axis": {"title": {"text": t}} for axis, t in zip("xyz", titles, strict=True)
@@ -261,7 +260,7 @@ def _plotly_outputs(result: Result) -> go.Figure:
     from plotly.subplots import make_subplots
 
     maps = result.tables["heat_maps"]
-    titles = ("outputs along the ring", "outputs along the chord")
+    titles = (f"outputs along the {shape_of(result)}", "outputs along the chord")
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True)
     share = [i / (len(maps["chord"][0]) - 1) for i in range(len(maps["chord"][0]))]
     for column, name in enumerate(("manifold", "chord"), 1):
@@ -279,14 +278,14 @@ def _plotly_outputs(result: Result) -> go.Figure:
 
 
 def _plotly_blocks(result: Result) -> go.Figure:
-    blocks = result.tables["blocks"]
+    blocks, shape = result.tables["blocks"], shape_of(result)
     figure = go.Figure()
     for key, color, dash, label in (
-        ("p_passed_manifold", MANIFOLD, "solid", "ring: probability of the concept aimed at"),
+        ("p_passed_manifold", MANIFOLD, "solid", f"{shape}: probability of the concept aimed at"),
         ("p_passed_chord", CHORD, "solid", "chord: the same"),
-        ("manifold", MANIFOLD, "dot", "ring: distance to natural outputs"),
+        ("manifold", MANIFOLD, "dot", f"{shape}: distance to natural outputs"),
         ("chord", CHORD, "dot", "chord: the same"),
-        ("miss", GREY, "dash", "ring: distance to the output aimed at (chooses)"),
+        ("miss", GREY, "dash", f"{shape}: distance to the output aimed at (chooses)"),
     ):
         figure.add_scatter(
             x=[block["layer"] for block in blocks],
@@ -303,7 +302,20 @@ def _plotly_blocks(result: Result) -> go.Figure:
     return figure
 
 
+def shape_of(result: Result) -> str:
+    """Return what the concepts lie on: a ring or a line."""
+    return "ring" if result.tables.get("closed", True) else "line"
+
+
+def _known(result: Result) -> list[str]:
+    """Return the names of the concepts that have a centroid."""
+    names = result.tables["concepts"]
+    return [names[z] for z in result.tables["ring"].get("known", range(len(names)))]
+
+
 def _bin_names(result: Result) -> list[str]:
+    if "heat_names" in result.tables:
+        return list(result.tables["heat_names"])
     n = len(result.tables["concepts"])
     return ["start", *(f"+{i}" for i in range(1, n)), "other"]
 

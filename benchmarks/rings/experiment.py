@@ -1,35 +1,41 @@
-"""The experiment on one ring, from prompts to numbers: read, choose a block, steer, compare.
+"""The experiment on one order of concepts: read, choose a block, steer, compare.
 
-What each step does is in the other modules of this package; which rings there are is in
+What each step does is in the other modules of this package; which rings and lines there are is in
 `benchmarks.data.rings`, and the tasks are declared in `benchmarks.tasks.rings`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-import manifolds
 import steer
 from benchmarks import stats
-from benchmarks.data.rings import Ring as Concepts
+from benchmarks.data.rings import Concepts
 from benchmarks.errors import BenchmarkError
 from benchmarks.result import Outcome
-from benchmarks.rings import measure
-from benchmarks.rings.measure import Walk
+from benchmarks.rings import measure, numbers
+from benchmarks.rings.arms import POINTS
+from benchmarks.rings.claims import claims_of
+from benchmarks.rings.numbers import CONTROLS as CONTROLS
+from benchmarks.rings.numbers import Pairs, Steered
+from benchmarks.rings.order import Order
 from benchmarks.rings.paths import (
-    N_POINTS,
     Ring,
     Steps,
     fit_ring,
+    lengths,
     on_chord,
     on_manifold,
+    points_of,
+    steerable,
     steps_of,
 )
-from benchmarks.rings.reading import Bins, Reading, bins_of, read, require_all_concepts
-from benchmarks.rings.scan import Block, best_of, scan
-from benchmarks.stats import Grid, Number
+from benchmarks.rings.reading import Bins, Reading, bins_of, known_concepts, read
+from benchmarks.rings.scan import best_of, scan
 from benchmarks.task import Options
 
 DISTANT = (
@@ -39,28 +45,16 @@ DISTANT = (
     "chord_replaced",
     "additive",
     "random_path",
+    "random_length",
     "permuted",
 )
-ADJACENT = ("manifold", "chord")
-CONTROLS = ("random_path_over_manifold", "permuted_over_manifold", "geometric_mixture_gap")
+ADJACENT = ("manifold", "chord", "manifold_replaced", "chord_replaced")
 N_REFITS = 100
 """Refits on resampled train contexts, for the intervals of the isometry."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Steered:
-    """All that was measured on the test contexts."""
-
-    reading: Reading
-    behavior: manifolds.Behavior
-    distant: Mapping[str, Walk]
-    adjacent: Mapping[str, Walk]
-    shape: tuple[int, int]
-    """Number of starts and of contexts."""
-
-
 def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
-    """Steer round one ring of concepts and return the numbers.
+    """Steer round one ring, or along one line, of concepts and return the numbers.
 
     Raises:
         BenchmarkError: too few contexts, or a model that cannot do the task unsteered.
@@ -70,11 +64,12 @@ def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
             f"--limit {options.limit} leaves fewer than 2 contexts, and holding one out in turn "
             "takes two. Give 2 or more, or leave it out for all."
         )
-    period, sites, bins = len(concepts), lm.sites("resid_post"), bins_of(lm, concepts)
+    order, sites = Order(len(concepts), concepts.closed), lm.sites("resid_post")
+    bins = bins_of(lm, concepts)
     train_contexts, test_contexts = concepts.train[: options.limit], concepts.test[: options.limit]
     train = read(lm, concepts, train_contexts, bins, sites)
-    require_all_concepts(train, concepts, "train")
-    blocks = scan(lm, train, bins, sites, period)
+    known = known_concepts(train, concepts, "train")
+    blocks = scan(lm, train, bins, sites, order, known)
     if not blocks:
         raise BenchmarkError(
             "No train context can be held out, as some concept is answered correctly in one "
@@ -82,171 +77,120 @@ def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
         )
     best = best_of(blocks)
     kept = train.where(train.correct)
-    ring = fit_ring(kept, sites[best.layer], period)
+    ring = fit_ring(kept, sites[best.layer], order)
     asked = read(lm, concepts, test_contexts, bins, [ring.site])
-    if not bool(asked.correct.any()):
-        raise BenchmarkError(
-            "The model goes on correctly in no test context, so there is nothing to steer. Use "
-            "another model."
-        )
-    test = asked.where(asked.correct)
-    steered = _steer(lm, ring, kept, test, bins, options, (period, len(test_contexts)))
-    numbers, controls = _numbers(steered, ring, kept, best, options.seed)
+    steered = _steer(lm, ring, kept, asked, bins, options)
+    found, controls = numbers.numbers_of(steered, best.layer, options.seed)
+    found |= numbers.isometry_numbers(ring, kept, steered.behavior, N_REFITS, options.seed)
+    claims = claims_of(found, controls, concepts.target)
+    answered = _answered(train, asked, [concepts.concepts[z] for z in known.tolist()])
     tables = {
         "concepts": list(concepts.concepts),
+        "closed": concepts.closed,
         "blocks": [asdict(block) for block in blocks],
-        "answered": _answered(train, asked),
-        "distant": measure.summary(steered.distant, steered.behavior),
-        "adjacent": measure.summary(steered.adjacent, steered.behavior),
-        "natural_bhattacharyya": float(
-            measure.distances(test.natural, steered.behavior, "bhattacharyya").mean()
-        ),
-        "profiles": _profiles(steered),
-        "heat_maps": {
-            arm: measure.heat_map(steered.distant[arm], period) for arm in ("manifold", "chord")
-        },
+        "answered": answered,
+        **_tables(steered, options.seed),
         "ring": _drawable(ring),
+        "claims": [asdict(claim) for claim in claims],
     }
-    return Outcome(numbers, controls, tables, _specs(ring, steered, concepts, options))
+    specs = _specs(ring, steered, concepts, options) | {
+        "claims": [str(claim) for claim in claims],
+    }
+    return Outcome(found, controls, tables, specs)
 
 
 def _steer(
-    lm: steer.LM,
-    ring: Ring,
-    train: Reading,
-    test: Reading,
-    bins: Bins,
-    options: Options,
-    shape: tuple[int, int],
+    lm: steer.LM, ring: Ring, train: Reading, asked: Reading, bins: Bins, options: Options
 ) -> Steered:
-    """Walk every arm on the test contexts."""
+    """Walk every arm on the test contexts.
 
-    def walks(arms: Sequence[str], distance: int) -> dict[str, Walk]:
-        steps = steps_of(test, distance)
-        return {
-            arm: measure.walk(
-                lm,
-                arm,
-                ring,
-                test,
-                steps,
-                bins,
-                seed=options.seed,
-                mixtures=arm == "chord" and distance > 1,
-            )
-            for arm in arms
-        }
-
-    distant, adjacent = walks(DISTANT, ring.period // 2), walks(ADJACENT, 1)
-    return Steered(test, train.behavior(ring.period), distant, adjacent, shape)
-
-
-def _numbers(
-    steered: Steered, ring: Ring, train: Reading, best: Block, seed: int
-) -> tuple[dict[str, Number], dict[str, Number]]:
-    """Return the numbers and the controls, with their intervals."""
-
-    def cells(values: torch.Tensor) -> Grid:
-        return measure.grid(steered.reading, values, steered.shape)
-
-    far = {arm: cells(measure.energies(w, steered.behavior)) for arm, w in steered.distant.items()}
-    near = {
-        arm: cells(measure.energies(w, steered.behavior)) for arm, w in steered.adjacent.items()
-    }
-    floor = measure.distances(steered.reading.natural, steered.behavior)
-
-    def over(top: Grid, bottom: Grid) -> Number:
-        return stats.ratio(top, bottom, seed=seed)
-
-    def passed(arm: str) -> Number:
-        found = measure.passed(steered.distant[arm], ring.period)
-        return stats.mean(cells(found), seed=seed)
-
-    numbers = {
-        "best_block": Number(float(best.layer)),
-        "chord_over_manifold": over(far["chord"], far["manifold"]),
-        "chord_over_manifold_adjacent": over(near["chord"], near["manifold"]),
-        "full_replace_over_manifold": over(far["chord_replaced"], far["manifold"]),
-        "chord_over_manifold_replaced": over(far["chord_replaced"], far["manifold_replaced"]),
-        "additive_over_manifold": over(far["additive"], far["manifold"]),
-        "natural_floor": stats.mean(cells(floor), seed=seed),
-        "distance_manifold": stats.mean(far["manifold"], seed=seed),
-        "distance_chord": stats.mean(far["chord"], seed=seed),
-        "p_passed_manifold": passed("manifold"),
-        "p_passed_chord": passed("chord"),
-        **_isometry(ring, train, steered.behavior, seed),
-    }
-    gap = cells(measure.mixture_gap(steered.distant["chord"]))
-    controls = {
-        "random_path_over_manifold": over(far["random_path"], far["manifold"]),
-        "permuted_over_manifold": over(far["permuted"], far["manifold"]),
-        "geometric_mixture_gap": stats.mean(gap, seed=seed),
-    }
-    return numbers, controls
-
-
-def _isometry(
-    ring: Ring, train: Reading, behavior: manifolds.Behavior, seed: int
-) -> dict[str, Number]:
-    """Return how well lengths predict behaviour lengths; intervals by refits on resampled contexts.
-
-    One interior point per interval, as in the paper for months.
+    Raises:
+        BenchmarkError: no test case can be steered.
     """
-    whole = manifolds.isometry(ring.curve, behavior, interior=1)
-    contexts = train.context.unique()
-    chooser = torch.Generator().manual_seed(seed)
-    refits = []
-    for _ in range(N_REFITS):
-        drawn = contexts[torch.randint(len(contexts), (len(contexts),), generator=chooser)]
-        cases = torch.cat([(train.context == c).nonzero()[:, 0] for c in drawn])
-        again = train.where(cases)
-        if len(again.concept.unique()) < ring.period:
-            continue
-        curve, natural = again.curve(ring.site, ring.period), again.behavior(ring.period)
-        refits.append(manifolds.isometry(curve, natural, interior=1))
-    each = torch.tensor([[r.manifold, r.chord] for r in refits]).reshape(-1, 2).double().numpy()
-    return {
-        "isometry_manifold": stats.percentiles(whole.manifold, each[:, 0]),
-        "isometry_chord": stats.percentiles(whole.chord, each[:, 1]),
-    }
+    behavior = train.behavior(ring.order)
+    shape = (ring.order.n, int(asked.context.max()) + 1)
+
+    def pairs(arms: Sequence[str], distance: int) -> Pairs:
+        usable = asked.correct & _ends_known(asked, ring, distance)
+        if not bool(usable.any()):
+            raise BenchmarkError(
+                f"The model goes on correctly in no test context from which a path of {distance} "
+                "concepts leads to a known one, so there is nothing to steer. Use another model."
+            )
+        test = asked.where(usable)
+        steps = steps_of(test, ring.order, distance)
+        walks = measure.walk(lm, arms, ring, test, steps, bins, seed=options.seed)
+        return Pairs(
+            test,
+            distance,
+            walks,
+            {arm: measure.distances(one.outputs, behavior) for arm, one in walks.items()},
+            measure.distances(test.natural, behavior),
+            {
+                name: lengths(points(ring, steps, options.seed), steps)
+                for name, points in POINTS.items()
+                if name in arms
+            },
+            shape,
+        )
+
+    far, near = pairs(DISTANT, ring.order.half), pairs(ADJACENT, 1)
+    mixed = measure.mixture(lm, ring, far.reading, far.walks["chord"].steps, bins)
+    gap = measure.mixture_gap(far.walks["chord"].outputs, mixed)
+    return Steered(behavior, far, near, measure.distances(mixed, behavior), gap)
 
 
-def _answered(train: Reading, test: Reading) -> dict[str, Any]:
+def _ends_known(reading: Reading, ring: Ring, distance: int) -> Bool[Tensor, " case"]:
+    return steerable(reading, ring.known, ring.order, distance)
+
+
+def _answered(train: Reading, test: Reading, known: Sequence[str]) -> dict[str, Any]:
     """Return how many cases of each split the model answers correctly, of how many."""
-    return {
+    found: dict[str, Any] = {
         name: {"correct": int(one.correct.sum()), "of": len(one.rows)}
         for name, one in (("train", train), ("test", test))
     }
+    return found | {"known": list(known)}
 
 
-def _profiles(steered: Steered) -> dict[str, dict[str, list[float]]]:
-    """Return the mean distance at each waypoint, for each arm."""
+def _tables(steered: Steered, seed: int) -> dict[str, Any]:
+    """Return what the pictures are made of, and the longer tables."""
+    both = {"distant": steered.distant, "adjacent": steered.adjacent}
+    far = steered.distant
     return {
-        kind: {
-            arm: measure.profile(measure.distances(w.outputs, steered.behavior))
-            for arm, w in walks.items()
-        }
-        for kind, walks in (("distant", steered.distant), ("adjacent", steered.adjacent))
+        **{kind: numbers.summary(pairs) for kind, pairs in both.items()},
+        "energies": {kind: numbers.energies(steered, pairs, seed) for kind, pairs in both.items()},
+        "lengths": {kind: numbers.lengths_over_manifold(pairs) for kind, pairs in both.items()},
+        "natural_bhattacharyya": float(far.natural.bhattacharyya.mean()),
+        "profiles": {
+            kind: {arm: measure.profile(d.hellinger) for arm, d in pairs.distances.items()}
+            for kind, pairs in both.items()
+        },
+        "heat_maps": {arm: measure.heat_map(far.walks[arm]) for arm in ("manifold", "chord")},
+        "heat_names": measure.heat_names(far.walks["chord"].steps.order, far.distance),
     }
 
 
 def _drawable(ring: Ring) -> dict[str, Any]:
     """Return the ring, its centroids and one path of each kind in the first three components."""
-    space = ring.curve.subspace
+    space, order = ring.curve.subspace, ring.order
     axes = min(3, space.k)
 
-    def flat(points: torch.Tensor) -> list[list[float]]:
+    def flat(points: Tensor) -> list[list[float]]:
         return [[round(float(v), 4) for v in p[:axes]] for p in space.coordinates(points)]
 
-    round_it = torch.linspace(0, ring.period, 20 * ring.period + 1)
-    share = torch.linspace(0, 1, N_POINTS)
-    knots = ring.curve.decode(torch.arange(ring.period).float())
-    spread = space.coordinates(knots).double()
+    # A line is drawn between the outermost concepts that it was fitted to.
+    low = int(ring.known[0])
+    high = low + order.n if order.closed else int(ring.known[-1])
+    along = torch.linspace(low, high, 20 * (high - low) + 1)
+    share = torch.linspace(0, 1, points_of(order.half))
+    spread = space.coordinates(ring.curve.decode(ring.known.float())).double()
     variance = spread.var(0) / spread.var(0).sum()
-    one = _one_path(share, ring.period)
+    one = _one_path(ring, share)
     return {
-        "centroids": flat(ring.centroids),
-        "curve": flat(ring.curve.decode(round_it)),
+        "centroids": flat(ring.centroids[ring.known]),
+        "known": ring.known.tolist(),
+        "curve": flat(ring.curve.decode(along)),
         "manifold_path": flat(on_manifold(ring, one)),
         "chord_path": flat(on_chord(ring, one)),
         "variance": [round(float(v), 4) for v in variance[:axes]],
@@ -254,10 +198,12 @@ def _drawable(ring: Ring) -> dict[str, Any]:
     }
 
 
-def _one_path(share: torch.Tensor, period: int) -> Steps:
+def _one_path(ring: Ring, share: Tensor) -> Steps:
     """Return the rows of the one path that the picture of the ring shows."""
     none = torch.zeros(len(share), dtype=torch.long)
-    return Steps(none, none, none, share, period // 2)
+    start = none + ring.known[0]
+    way = ring.order.way(start, ring.order.half)
+    return Steps(none, start, none, share, way, ring.order, len(share))
 
 
 def _specs(ring: Ring, steered: Steered, concepts: Concepts, options: Options) -> dict[str, Any]:
@@ -268,11 +214,12 @@ def _specs(ring: Ring, steered: Steered, concepts: Concepts, options: Options) -
         "curve_digest": ring.curve.digest,
         "curve_diagnostics": dict(ring.curve.diagnostics),
         "behavior_digest": steered.behavior.digest,
-        "metric": "hellinger, mean over waypoints",
-        "n_points": N_POINTS,
-        "distances": {"distant": ring.period // 2, "adjacent": 1},
+        "metric": "hellinger, mean over waypoints; energies: bhattacharyya in nats, summed",
+        "n_points": {"distant": points_of(ring.order.half), "adjacent": points_of(1)},
+        "distances": {"distant": ring.order.half, "adjacent": 1},
         "interval": f"{stats.LEVEL:.0%} bootstrap over starts and contexts, paired",
-        "train": [asdict(c) for c in concepts.train[: options.limit]],
-        "test": [asdict(c) for c in concepts.test[: options.limit]],
-        "cases_steered": len(steered.reading.rows),
+        "target": concepts.target,
+        "train": [repr(c) for c in concepts.train[: options.limit]],
+        "test": [repr(c) for c in concepts.test[: options.limit]],
+        "cases_steered": len(steered.distant.reading.rows),
     }

@@ -1,4 +1,4 @@
-"""Read a ring off a model: prompts as token ids, states at the last token, natural outputs.
+"""Read concepts off a model: prompts as token ids, states at the last token, natural outputs.
 
 Outputs are summed into one bin per concept and a last one, "other", for everything else, as in
 Wurgaft et al. 2026 (arXiv:2605.05115).
@@ -13,9 +13,13 @@ from torch import Tensor
 
 import manifolds
 import steer
-from benchmarks.data.rings import Context, Ring
+from benchmarks.data.rings import Concepts, Context
 from benchmarks.errors import BenchmarkError
+from benchmarks.rings.order import Order
 from steer.sites import AnySite
+
+ENOUGH = 0.8
+"""The share of the concepts that a model must know in some train context."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,52 +78,60 @@ class Reading:
             self.correct[at],
         )
 
-    def curve(self, site: AnySite, period: int) -> manifolds.Curve:
-        """Return the ring through the centroids of the concepts at a site."""
-        return manifolds.fit_curve(self.states[site], self.concept, period=period)
+    def curve(self, site: AnySite, order: Order) -> manifolds.Curve:
+        """Return the ring or line through the centroids of the concepts at a site."""
+        return manifolds.fit_curve(self.states[site], self.concept, period=order.period)
 
-    def behavior(self, period: int) -> manifolds.Behavior:
-        """Return the ring through the natural outputs."""
-        return manifolds.fit_behavior(self.natural, self.concept, period=period)
+    def behavior(self, order: Order) -> manifolds.Behavior:
+        """Return the ring or line through the natural outputs."""
+        return manifolds.fit_behavior(self.natural, self.concept, period=order.period)
 
 
-def bins_of(lm: steer.LM, ring: Ring) -> Bins:
-    """Return the bins of a ring under this model's tokenizer.
+def bins_of(lm: steer.LM, concepts: Concepts) -> Bins:
+    """Return the bins of some concepts under this model's tokenizer.
 
     Raises:
         BenchmarkError: a concept has no spelling of one token.
     """
     found = []
-    for concept, name in enumerate(ring.concepts):
-        spelt = [_ids(lm, text) for text in ring.spellings(concept)]
+    for concept, name in enumerate(concepts.concepts):
+        spelt = [_ids(lm, text) for text in concepts.spellings(concept)]
         single = sorted({ids[0] for ids in spelt if len(ids) == 1})
         if not single:
             raise BenchmarkError(
                 f"{name} is no single token of this model's tokenizer, in no spelling of "
-                f"{', '.join(map(repr, ring.spellings(concept)))}, so its probability cannot be "
-                "read off one output. Run this task on another model."
+                f"{', '.join(map(repr, concepts.spellings(concept)))}, so its probability cannot "
+                "be read off one output. Run this task on another model."
             )
         found.append(torch.tensor(single))
     return Bins(tuple(found))
 
 
 def read(
-    lm: steer.LM, ring: Ring, contexts: Sequence[Context], bins: Bins, sites: Sequence[AnySite]
+    lm: steer.LM,
+    concepts: Concepts,
+    contexts: Sequence[Context],
+    bins: Bins,
+    sites: Sequence[AnySite],
 ) -> Reading:
-    """Return what the model does with every concept in every context, in one sweep of capture."""
-    context, concept = torch.cartesian_prod(
-        torch.arange(len(contexts)), torch.arange(len(ring))
-    ).unbind(-1)
-    rows = [
-        with_bos(lm, ring.prompt(contexts[c], z))
-        for c, z in zip(context.tolist(), concept.tolist(), strict=True)
+    """Return what the model does with every concept in every context, in one sweep of capture.
+
+    A concept that a context cannot ask for is left out.
+    """
+    asked = [
+        (c, z, text)
+        for c, context in enumerate(contexts)
+        for z in range(len(concepts))
+        if (text := context.prompt(concepts, z)) is not None
     ]
+    rows = [with_bos(lm, text) for _, _, text in asked]
+    concept = torch.tensor([z for _, z, _ in asked])
     out = steer.Site.logits()
     acts = lm.capture(rows, [*sites, out], scope=steer.LAST)
     logits = acts[out]
     return Reading(
         rows,
-        context,
+        torch.tensor([c for c, _, _ in asked]),
         concept,
         {site: acts[site].float().cpu() for site in sites},
         bins.probabilities(logits).cpu(),
@@ -140,17 +152,24 @@ def _ids(lm: steer.LM, text: str) -> list[int]:
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def require_all_concepts(reading: Reading, ring: Ring, kind: str) -> None:
-    """Refuse to go on where a concept is never answered correctly.
+def known_concepts(reading: Reading, concepts: Concepts, kind: str) -> Int[Tensor, " known"]:
+    """Return the concepts that the model goes on with in some context.
+
+    The others have no centroid: a ring or line is drawn past them, as long as enough are left.
 
     Raises:
-        BenchmarkError: names the concepts.
+        BenchmarkError: fewer than 0.8 of the concepts are known; names the others.
     """
-    seen = set(reading.concept[reading.correct].tolist())
-    missing = [name for z, name in enumerate(ring.concepts) if z not in seen]
-    if missing:
-        raise BenchmarkError(
-            f"In no {kind} context does the model go on with {', '.join(missing)}, so there is no "
-            f"centroid for {'it' if len(missing) == 1 else 'them'} and no ring. This task needs a "
-            "model that knows the order; use more contexts (a larger --limit) or another model."
-        )
+    known = reading.concept[reading.correct].unique()
+    if len(known) >= ENOUGH * len(concepts):
+        return known
+    seen, n_correct = set(known.tolist()), int(reading.correct.sum())
+    missing = [name for z, name in enumerate(concepts.concepts) if z not in seen]
+    raise BenchmarkError(
+        f"In no {kind} context does the model go on with {', '.join(missing)}: it answers "
+        f"{n_correct} of {len(reading.rows)} prompts correctly "
+        f"({n_correct / len(reading.rows):.0%}), and {len(seen)} of {len(concepts)} concepts in "
+        f"any context, of which this task takes {ENOUGH:.0%}. Without their centroids there is no "
+        f"{'ring' if concepts.closed else 'line'} of the {concepts.name}. Use a model that knows "
+        "the order, or more contexts (a larger --limit)."
+    )

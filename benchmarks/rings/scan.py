@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 import manifolds
 import steer
-from benchmarks.rings.paths import fit_ring
+from benchmarks.rings.order import Order
+from benchmarks.rings.paths import fit_ring, steerable
 from benchmarks.rings.reading import Bins, Reading
 from steer.sites import AnySite
 
-SHARES = (1 / 3, 2 / 3)
+N_WAYPOINTS = 2
 """Waypoints of the scan: of 6 months the 2nd and the 4th, of 3 weekdays the 1st and the 2nd."""
 TOLERANCE = 0.05
 """A block counts as good as the best if its miss is at most this share larger."""
@@ -43,16 +45,35 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Probe:
-    """The rows of the scan: which cases to steer to what share of the way."""
+    """The rows of the scan: which cases to steer, and to which place."""
 
     case: Tensor
-    share: Tensor
+    start: Tensor
+    way: Tensor
+    """How many concepts on the path ends."""
+    passed: Tensor
+    """How many concepts on this row is."""
+
+    @property
+    def u(self) -> Tensor:
+        """Where each row is, counted on past the period."""
+        return self.start + self.passed * self.way.sign()
 
     @classmethod
-    def of(cls, reading: Reading) -> "_Probe":
+    def of(cls, reading: Reading, order: Order, known: Tensor) -> "_Probe":
         chosen = (reading.concept % STARTS) == (reading.context % STARTS)
-        cases = (chosen & reading.correct).nonzero()[:, 0]
-        return cls(cases.repeat_interleave(len(SHARES)), torch.tensor(SHARES).repeat(len(cases)))
+        chosen &= reading.correct & steerable(reading, known, order, order.half)
+        cases = chosen.nonzero()[:, 0].repeat_interleave(N_WAYPOINTS)
+        start = reading.concept[cases]
+        whole = (order.half * torch.arange(1, N_WAYPOINTS + 1) / (N_WAYPOINTS + 1)).round().long()
+        passed = whole.repeat(len(cases) // N_WAYPOINTS)
+        return cls(cases, start, order.way(start, order.half), passed)
+
+    def where(self, keep: Tensor) -> "_Probe":
+        return _Probe(self.case[keep], self.start[keep], self.way[keep], self.passed[keep])
+
+
+_Folds = dict[int, tuple[Reading, manifolds.Behavior]]
 
 
 def scan(
@@ -60,31 +81,34 @@ def scan(
     reading: Reading,
     bins: Bins,
     sites: Sequence[AnySite],
-    period: int,
+    order: Order,
+    known: Int[Tensor, " known"],
 ) -> list[Block]:
-    """Return what steering does at each site, every train context held out in turn."""
-    rows = _Probe.of(reading)
+    """Return what steering does at each site, every train context held out in turn.
+
+    A context without which a known concept would have no case is not held out.
+    """
+    rows = _Probe.of(reading, order, known)
     contexts = reading.context[rows.case]
-    folds: dict[int, tuple[Reading, manifolds.Behavior]] = {}
+    folds: _Folds = {}
     for held_out in contexts.unique().tolist():
         rest = reading.where(reading.correct & (reading.context != held_out))
-        if len(rest.concept.unique()) == period:
-            folds[held_out] = (rest, rest.behavior(period))
-    known = torch.isin(contexts, torch.tensor(list(folds)))
-    rows = _Probe(rows.case[known], rows.share[known])
+        if len(rest.concept.unique()) == len(known):
+            folds[held_out] = (rest, rest.behavior(order))
+    rows = rows.where(torch.isin(contexts, torch.tensor(list(folds))))
     if not len(rows.case):
         return []
     arms: list[steer.Plan] = []
     for site in sites:
-        for targets in _targets(reading, site, rows, folds, period):
-            each = targets.reshape(-1, len(SHARES), targets.shape[-1])
+        for targets in _targets(reading, site, rows, folds, order):
+            each = targets.reshape(-1, N_WAYPOINTS, targets.shape[-1])
             arms += [[steer.Patch(site, t, scope=steer.LAST)] for t in each.unbind(1)]
-    prompts = [reading.rows[at] for at in rows.case[:: len(SHARES)].tolist()]
+    prompts = [reading.rows[at] for at in rows.case[::N_WAYPOINTS].tolist()]
     outputs = steer.sweep(lm, prompts, arms, lambda logits, _: bins.probabilities(logits)).values
     # [site, way, share, case, bin]: each way case by case, share by share, as the rows are.
-    ways = outputs.unflatten(0, (len(sites), 2, len(SHARES))).transpose(2, 3)
+    ways = outputs.unflatten(0, (len(sites), 2, N_WAYPOINTS)).transpose(2, 3)
     return [
-        _score(str(site), layer, way.flatten(0, 2), reading, rows, folds, period)
+        _score(str(site), layer, way.flatten(0, 2), reading, rows, folds, order)
         for layer, (site, way) in enumerate(zip(sites, ways, strict=True))
     ]
 
@@ -100,25 +124,20 @@ def best_of(blocks: Sequence[Block]) -> Block:
 
 
 def _targets(
-    reading: Reading,
-    site: AnySite,
-    rows: _Probe,
-    folds: dict[int, tuple[Reading, manifolds.Behavior]],
-    period: int,
+    reading: Reading, site: AnySite, rows: _Probe, folds: _Folds, order: Order
 ) -> tuple[Tensor, Tensor]:
     """Return whole states [row, d_model] on either path; off the subspace the row's own is kept."""
-    states = reading.states[site][rows.case]
-    start, context = reading.concept[rows.case], reading.context[rows.case]
+    states, context = reading.states[site][rows.case], reading.context[rows.case]
     manifold, chord = torch.empty_like(states), torch.empty_like(states)
-    half = period // 2
+    share = rows.passed / rows.way.abs()
     for held_out, (rest, _) in folds.items():
-        ring = fit_ring(rest, site, period)
+        ring = fit_ring(rest, site, order)
         at = context == held_out
-        share, u = rows.share[at], start[at]
-        first, last = ring.curve.decode(u), ring.curve.decode(u + half)
+        first = ring.curve.decode(rows.start[at])
+        last = ring.curve.decode(rows.start[at] + rows.way[at])
         kept = states[at] - ring.curve.flatten(states[at])
-        manifold[at] = kept + ring.curve.decode(u + share * half)
-        chord[at] = kept + first + share[:, None] * (last - first)
+        manifold[at] = kept + ring.curve.decode(rows.u[at])
+        chord[at] = kept + first + share[at, None] * (last - first)
     return manifold, chord
 
 
@@ -128,19 +147,18 @@ def _score(
     outputs: Tensor,
     reading: Reading,
     rows: _Probe,
-    folds: dict[int, tuple[Reading, manifolds.Behavior]],
-    period: int,
+    folds: _Folds,
+    order: Order,
 ) -> Block:
-    context, half = reading.context[rows.case], period // 2
-    u = reading.concept[rows.case] + (rows.share * half).round()
-    target = u.long() % period
+    context, target = reading.context[rows.case], order.place(rows.u)
     distance = torch.empty(2, len(context), dtype=torch.double)
     miss = torch.empty(len(context), dtype=torch.double)
     both = outputs.reshape(2, len(context), -1)
     for held_out, (_, behavior) in folds.items():
         at = context == held_out
         distance[:, at] = behavior.distance(both[:, at].double(), "hellinger").double()
-        miss[at] = manifolds.hellinger(both[0, at].double(), behavior.decode(u[at]).double())
+        aim = behavior.decode(target[at].double()).double()
+        miss[at] = manifolds.hellinger(both[0, at].double(), aim)
     p = both.gather(-1, target[None, :, None].expand(2, -1, 1))[..., 0].mean(1)
     mean = distance.mean(1)
     return Block(

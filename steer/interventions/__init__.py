@@ -4,7 +4,12 @@ from steer.interventions.arithmetic import Relative as Relative
 from steer.interventions.curved import MoveAlong as MoveAlong
 from steer.interventions.curved import MoveTo as MoveTo
 from steer.interventions.curved import Snap as Snap
+from steer.interventions.dual import Dual as Dual
 from steer.interventions.erase import Erase as Erase
+from steer.interventions.following import Field as Field
+from steer.interventions.following import Follow as Follow
+from steer.interventions.following import ProbeField as ProbeField
+from steer.interventions.following import To as To
 from steer.interventions.gates import Monitor as Monitor
 from steer.interventions.gates import Read as Read
 from steer.interventions.gates import When as When

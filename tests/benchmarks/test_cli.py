@@ -73,10 +73,13 @@ def test_a_result_without_its_declared_control_is_not_reported(outside, tmp_path
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["run", "weekday", "--model", "tiny-llama", "--out", "x.json"], "Did you mean weekdays?"),
+        (
+            ["run", "weekday", "--model", "tiny-llama", "--out", "x.json"],
+            "Did you mean weekdays or weekday_math?",
+        ),
         (
             ["run", "month", "--model", "tiny-llama", "--out", "x.json"],
-            "Did you mean months or monitor?",
+            "Did you mean months or month_math or monitor?",
         ),
         (["list", "--import", "no_such_module"], "there is no module no_such_module"),
         (["compare", "no.json", "no.json"], "There is no result no.json"),
@@ -98,5 +101,5 @@ def test_a_folder_as_out_is_refused_before_anything_is_run(capsys, tmp_path):
 def test_a_model_that_knows_no_months_is_told_so(capsys, tmp_path):
     out = tmp_path / "x.json"
     assert cli.main(["run", "months", "--model", "tiny-llama", "--out", str(out)]) == 2
-    assert "or another model" in " ".join(capsys.readouterr().err.split())
+    assert "Use a model that knows the order" in " ".join(capsys.readouterr().err.split())
     assert not out.exists()

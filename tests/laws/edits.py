@@ -108,6 +108,8 @@ _PLAIN = frozenset(
         "rotate",
         "rotate-rows",
         "affine",
+        "follow-rows",
+        "dual-rows",
         "move-to",
         "move-to-transport",
         "move-to-rows",

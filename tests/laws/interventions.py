@@ -277,6 +277,20 @@ def _erase(w: Wanted) -> Intervention:
     return steer.Erase(w.site, probes.fit_erasure(w.setting.states, labels), w.strength, w.scope)
 
 
+def _follow_rows(w: Wanted) -> Intervention:
+    u = [row % 6 for row in range(N_ROWS)]
+    field = steer.ProbeField(probes.fit_field(w.setting.states, u, period=6), w.setting.curve)
+    by = 2 + w.per_row("followed").abs()
+    return steer.Follow(w.site, field, by, strength=w.strength, scope=w.scope)
+
+
+def _dual_rows(w: Wanted) -> Intervention:
+    # The read-out says of most tokens that they are no target, so that each has a way to go.
+    readout = w.setting.draw("readout", 4, w.setting.lm.d_model) / (w.setting.scale * 8)
+    target = (w.per_row("answer") > 0).long()
+    return steer.Dual(w.site, readout, target, until=0.999, strength=w.strength, scope=w.scope)
+
+
 def _when(w: Wanted) -> Intervention:
     read = steer.Read(w.setting.reads, w.setting.probe, steer.PROMPT)
     return steer.When(read, _add(w), above=0.0)
@@ -367,6 +381,8 @@ FACTORIES: Mapping[str, Factory] = {
     "move-to-surface-rows": _move_to_surface_rows,
     "snap": _snap,
     "erase": _erase,
+    "follow-rows": _follow_rows,
+    "dual-rows": _dual_rows,
     "when": _when,
     "when-mean": _when_mean,
     "when-token": _when_token,

@@ -121,8 +121,15 @@ def test_kinds_whose_bits_depend_on_the_batch_are_not_stacked_in_plain_plans(gen
 
 def test_every_kind_says_how_it_stacks():
     edits = {kind for kind in kinds().values() if callable(getattr(kind, "edit", None))}
-    # Code cannot be stacked; doses are settled for each controller on its own.
-    alone = {steer.Custom, steer.belief.Control, steer.belief.Forecast}
+    # Code cannot be stacked; doses are settled for each controller on its own, and each step of
+    # Follow and Dual is found from the state that the last one left.
+    alone = {
+        steer.Custom,
+        steer.belief.Control,
+        steer.belief.Forecast,
+        steer.Follow,
+        steer.Dual,
+    }
     assert set(FIELDS) == edits - alone
 
 

@@ -1,0 +1,1 @@
+"""Questions answered by adding to a concept, for models that can: accuracy first, then steering."""

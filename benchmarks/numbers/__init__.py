@@ -1,0 +1,1 @@
+"""`helix`: how a model holds the number that it is about to say."""

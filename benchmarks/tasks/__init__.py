@@ -8,3 +8,4 @@ from benchmarks.tasks import rational as rational
 from benchmarks.tasks import reading as reading
 from benchmarks.tasks import rings as rings
 from benchmarks.tasks import speed as speed
+from benchmarks.tasks import walks as walks

@@ -6,7 +6,7 @@ from benchmarks.task import Late, Task, task
 
 @task(
     paper="arXiv:2502.00873",
-    cost="smollm2-135m: about 5 min on 2 cores; gemma3-270m: about 4 min",
+    cost="smollm2-135m: about 2 min on 2 cores; gemma3-270m: about 2 min",
 )
 def helix() -> Task:
     """A line and circles through the number that is about to be said."""

@@ -45,6 +45,8 @@ def _accuracy(ax, table, chance: float, name: str) -> None:
         ax.plot(LENGTHS, values.mean(0), ".-", color=colour, label=label)
     ax.axhline(chance, color="#8d99ae", ls=":", label="chance")
     ax.set(xscale="log", ylim=(0, 1), xlabel="nodes of context", ylabel="mass on neighbours")
+    ax.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
+    ax.minorticks_off()
     ax.set_title(name)
     ax.legend(frameon=False, fontsize=8)
 
@@ -60,6 +62,8 @@ def _likeness(ax, table) -> None:
         ax.plot(LENGTHS, np.array(values) / scale, ".-", color=colour, label=label)
         ax.plot(LENGTHS, np.array(null) / scale, ":", color=colour)
     ax.set(xscale="log", xlabel="nodes of context", title="likeness to the graph (dotted: null)")
+    ax.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
+    ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8)
 
 

@@ -79,8 +79,11 @@ def _on(
     block = int(chosen.argmax())
     moved = move(lm, test, [block], ARMS, N_TARGETS, seed)
     gains, kept = moved.gain(graph)[:, 0], moved.kept(graph)[:, 0]
+    # Where the geometry shows best need not be where a write works best.
+    own = likeness(graph, centroids(train, LENGTHS[-1])[0], seed)["distance_correlation"]
+    shown = int(own.value.mean(0).argmax())
     alike = {
-        length: likeness(graph, centroids(test, length)[0][:, block], seed) for length in LENGTHS
+        length: likeness(graph, centroids(test, length)[0][:, shown], seed) for length in LENGTHS
     }
     last = alike[LENGTHS[-1]]
 
@@ -92,13 +95,14 @@ def _on(
 
     numbers = {
         "best_block": Number(float(block)),
+        "geometry_block": Number(float(shown)),
         "legal": over(test.legal[:, -1:]),
         "legal_early": over(test.legal[:, :1]),
         **{name: over(last[name].value[:, None]) for name in MEASURES},
         "energy_null_low": over(last["energy"].low[:, None]),
         "distance_correlation_null_high": over(last["distance_correlation"].high[:, None]),
         "procrustes_null_high": over(last["procrustes"].high[:, None]),
-        **{f"gain_{name}": arm(name) for name in ("surface", "graph", "additive", "centroid")},
+        **{f"gain_{name}": arm(name) for name in ("surface", "left_out", "additive", "centroid")},
         "kept_natural": over(_kept_natural(moved, graph)),
         "kept_surface": over(kept[0]),
     }
@@ -123,7 +127,8 @@ def _on(
             for name in MEASURES
         },
         "blocks": [_round(v) for v in chosen],
-        "pca": _pca(test, block),
+        "pca": _pca(test, shown),
+        "correlation_by_block": [_round(v) for v in own.value.mean(0)],
         "edges": graph.edges.tolist(),
     }
     return numbers, controls, table

@@ -19,7 +19,7 @@ from steer.protocols import Intervention, Manifold
 
 HELD = 20
 """Last positions that no centroid is made of."""
-ARMS = ("surface", "graph", "additive", "centroid", "permuted", "random")
+ARMS = ("surface", "left_out", "additive", "centroid", "permuted", "random")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +88,20 @@ def move(
     return Moved(tuple(arms), tuple(blocks), targets, own, mass, natural)
 
 
-def shape_of(graph: WalkGraph, points: Float[Tensor, "node d_model"]) -> Manifold:
-    """Return the shape through a walk's centroids over the graph's own coordinates."""
+def shape_of(
+    graph: WalkGraph, points: Float[Tensor, "node d_model"], without: int | None = None
+) -> Manifold:
+    """Return the shape through a walk's centroids over the graph's own coordinates.
+
+    Args:
+        graph: the coordinates.
+        points: of each node.
+        without: a node that the shape does not see.
+    """
+    seen = torch.arange(graph.n) != (-1 if without is None else without)
     if graph.u.shape[1] == 1:
-        return manifolds.fit_curve(points, graph.u[:, 0], period=graph.periods[0])
-    return manifolds.fit_surface(points, graph.u, periods=graph.periods)
+        return manifolds.fit_curve(points[seen], graph.u[seen, 0], period=graph.periods[0])
+    return manifolds.fit_surface(points[seen], graph.u[seen], periods=graph.periods)
 
 
 Make = Callable[[steer.Site, Tensor, int, int], Intervention]
@@ -103,19 +112,18 @@ Arm = Callable[[WalkGraph, Tensor, int], Make]
 def _surface(graph: WalkGraph, points: Tensor, seed: int) -> Make:
     del seed
     shape = shape_of(graph, points)
-
-    def make(site: steer.Site, state: Tensor, own: int, to: int) -> steer.MoveTo:
-        del state, own
-        u = graph.u[to] if graph.u.shape[1] > 1 else float(graph.u[to, 0])
-        return steer.MoveTo(site, shape, u, scope=steer.LAST)
-
-    return make
+    return lambda site, _, __, to: _to(site, shape, graph, to)
 
 
-def _graph(graph: WalkGraph, points: Tensor, seed: int) -> Make:
+def _left_out(graph: WalkGraph, points: Tensor, seed: int) -> Make:
+    """Move to where the other nodes say that the target lies: only geometry can know."""
     del seed
-    shape = manifolds.fit_graph(points, range(graph.n), graph.edges)
-    return lambda site, _, __, to: steer.MoveTo(site, shape, shape.u[to], scope=steer.LAST)
+    return lambda site, _, __, to: _to(site, shape_of(graph, points, to), graph, to)
+
+
+def _to(site: steer.Site, shape: Manifold, graph: WalkGraph, node: int) -> steer.MoveTo:
+    u = graph.u[node] if graph.u.shape[1] > 1 else float(graph.u[node, 0])
+    return steer.MoveTo(site, shape, u, scope=steer.LAST)
 
 
 def _permuted(graph: WalkGraph, points: Tensor, seed: int) -> Make:
@@ -148,7 +156,7 @@ def _random(graph: WalkGraph, points: Tensor, seed: int) -> Make:
 
 ARM_PLANS: Mapping[str, Arm] = {
     "surface": _surface,
-    "graph": _graph,
+    "left_out": _left_out,
     "additive": _additive,
     "centroid": _centroid,
     "permuted": _permuted,

@@ -113,6 +113,14 @@ def test_the_shape_goes_through_the_centroids_in_the_graphs_own_coordinates():
         assert (shape.decode(u) - x).norm() < 0.05 * (x - x.mean(0)).norm()
 
 
+def test_a_shape_that_does_not_see_a_node_puts_it_where_its_neighbours_say():
+    graph = graphs.CYLINDER
+    angle = 2 * torch.pi * graph.u[:, 0] / 6
+    x = torch.stack([angle.cos(), angle.sin(), graph.u[:, 1]], 1)
+    found = shape_of(graph, x, without=4).decode(graph.u[4])
+    assert (found - x[4]).norm() < 0.2
+
+
 def test_a_model_that_does_not_follow_walks_is_refused(lm: steer.LM):
     with pytest.raises(BenchmarkError, match=r"does not build the graph|one token each"):
         measure_walks(lm, Options(limit=2))

@@ -1,6 +1,6 @@
 """What a subspace holds of the classes and of their samples, and how many components to keep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from manifolds.errors import ManifoldError
-from manifolds.subspace import Subspace, as_points
+from manifolds.subspace import Subspace, as_points, fit_pca
 
 
 def isometric(centroids: Float[Tensor, "knot d_model"]) -> Float[Tensor, "knot k"]:
@@ -19,6 +19,28 @@ def isometric(centroids: Float[Tensor, "knot d_model"]) -> Float[Tensor, "knot k
     """
     left, singular, _ = torch.linalg.svd(centroids - centroids.mean(0), full_matrices=False)
     return left * singular
+
+
+def chosen_subspace(
+    centroids: Float[Tensor, "knot d_model"],
+    subspace: Subspace | None,
+    n_components: int | None,
+    variance: float | int,
+    origin: Mapping[str, object] | None,
+) -> Subspace:
+    """Return the given subspace, or the principal components of the class averages.
+
+    Raises:
+        ManifoldError: a subspace and a number of components, or what `fit_pca` refuses.
+    """
+    if subspace is None:
+        return fit_pca(centroids, n_components=n_components, variance=variance, origin=origin)
+    if n_components is not None:
+        raise ManifoldError(
+            f"Both a subspace and n_components={n_components} were given, and the subspace already "
+            "says how many components there are. Leave one out."
+        )
+    return subspace
 
 
 def explained(centroids: Float[Tensor, "knot d_model"], subspace: Subspace) -> float:

@@ -15,12 +15,12 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from manifolds import cubic
-from manifolds.components import explained, isometric, residual_kept
+from manifolds.components import chosen_subspace, explained, isometric, residual_kept
 from manifolds.cubic import Array, Knots
 from manifolds.curve import Curve
 from manifolds.errors import ManifoldError
 from manifolds.spec import json_values
-from manifolds.subspace import Subspace, as_points, fit_pca, storage
+from manifolds.subspace import Subspace, as_points, storage
 
 Numbers = Sequence[int | float] | np.ndarray | Tensor
 KnotRule = Literal["given", "angle", "arc"]
@@ -90,15 +90,7 @@ def fit_curve(
     """
     points = as_points(x)
     classes = group(points, u, period)
-    if subspace is None:
-        subspace = fit_pca(
-            classes.centroids, n_components=n_components, variance=variance, origin=origin
-        )
-    elif n_components is not None:
-        raise ManifoldError(
-            f"Both a subspace and n_components={n_components} were given, and the subspace already "
-            "says how many components there are. Leave one out."
-        )
+    subspace = chosen_subspace(classes.centroids, subspace, n_components, variance, origin)
     curve = curve_through(
         classes, subspace, period=period, smoothing=smoothing, knots=knots, origin=origin
     )

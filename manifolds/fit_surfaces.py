@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from manifolds.axes import Axes, Period
-from manifolds.components import explained, isometric, residual_kept
+from manifolds.components import chosen_subspace, explained, isometric, residual_kept
 from manifolds.errors import ManifoldError
 from manifolds.radial import KERNELS, Kernel, left_out, planes, solve
 from manifolds.spec import json_values
-from manifolds.subspace import Subspace, as_points, fit_pca, storage
+from manifolds.subspace import Subspace, as_points, storage
 from manifolds.surface import Surface, start_counts
 
 _PENALTIES = (0.0, *np.logspace(-7, 1, 33).tolist())
@@ -80,15 +80,7 @@ def fit_surface(
     points = as_points(x)
     closing = require_axes(periods, u)
     places = group_places(points, u, closing)
-    if subspace is None:
-        subspace = fit_pca(
-            places.centroids, n_components=n_components, variance=variance, origin=origin
-        )
-    elif n_components is not None:
-        raise ManifoldError(
-            f"Both a subspace and n_components={n_components} were given, and the subspace already "
-            "says how many components there are. Leave one out."
-        )
+    subspace = chosen_subspace(places.centroids, subspace, n_components, variance, origin)
     surface = surface_through(places, subspace, closing, smoothing, kernel, origin)
     kept = residual_kept(points, places.centroids, places.of_sample, surface.subspace)
     diagnostics = MappingProxyType({**surface.diagnostics, "residual_kept": kept})

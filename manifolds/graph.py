@@ -17,12 +17,12 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import Tensor
 
 from manifolds.axes import Period
-from manifolds.components import residual_kept
+from manifolds.components import chosen_subspace, residual_kept
 from manifolds.errors import ManifoldError
 from manifolds.fit_surfaces import Places, surface_through
 from manifolds.radial import Kernel
 from manifolds.spec import Spec, check_spec, html_table, spec_digest
-from manifolds.subspace import Subspace, as_points, fit_pca, storage
+from manifolds.subspace import Subspace, as_points, storage
 from manifolds.surface import Surface
 
 
@@ -258,9 +258,7 @@ def fit_graph(
     total = torch.zeros(n, points.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(of), points)
     places = Places(at, total / torch.from_numpy(counts)[:, None], of, counts)
-    space = subspace or fit_pca(
-        places.centroids, n_components=n_components, variance=variance, origin=origin
-    )
+    space = chosen_subspace(places.centroids, subspace, n_components, variance, origin)
     surface = surface_through(places, space, (None,) * at.shape[1], 0, kernel, origin)
     kept = residual_kept(points, places.centroids, of, surface.subspace)
     told = MappingProxyType({**surface.diagnostics, "residual_kept": kept})

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from manifolds.behavior.simplex import (
-    METRICS,
     Metric,
     check_distributions,
+    concept_mass,
+    distance_between,
     exp_map,
     exp_map_jet,
     log_map,
@@ -116,14 +117,7 @@ class Behavior:
         Raises:
             ManifoldError: p does not hold distributions over n_bins, or an unknown metric.
         """
-        if metric not in METRICS:
-            raise ManifoldError(
-                f"metric is {metric!r}, which names no distance between distributions. Write one "
-                f"of {', '.join(map(repr, METRICS))}."
-            )
-        near = self.project(p)
-        p = p.to(near.dtype)
-        return METRICS[metric](p / p.sum(-1, keepdim=True), near)
+        return distance_between(p, self.project(p), metric)
 
     def coherence(self, p: Float[Tensor, "*batch bin"]) -> Float[Tensor, "*batch"]:
         """Return the probability of any concept: 1 less that of the other bin.
@@ -131,13 +125,7 @@ class Behavior:
         Raises:
             ManifoldError: the bins have no other one, or p is not over them.
         """
-        check_distributions(p, self.n_bins)
-        if not self.other:
-            raise ManifoldError(
-                f"This behaviour has {self.n_bins} bins and none is 'other', so all mass is in "
-                "concepts and coherence says nothing. Fit it with the rest as a last bin."
-            )
-        return 1 - p[..., -1].to(arithmetic_dtype(p))
+        return concept_mass(p, self.n_bins, other=self.other)
 
     def tangents(self, p: Float[Tensor, "*batch bin"]) -> Float[Tensor, "*batch bin"]:
         """Return the tangent vectors at the base that lead to p: where p is seen in pictures.

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from manifolds.axes import Period
 from manifolds.behavior.simplex import (
-    METRICS,
     Metric,
     check_distributions,
+    concept_mass,
+    distance_between,
     exp_map,
     exp_map_bent,
     log_map,
@@ -109,14 +110,7 @@ class BehaviorSurface:
         Raises:
             ManifoldError: p does not hold distributions over n_bins, or an unknown metric.
         """
-        if metric not in METRICS:
-            raise ManifoldError(
-                f"metric is {metric!r}, which names no distance between distributions. Write one "
-                f"of {', '.join(map(repr, METRICS))}."
-            )
-        near = self.project(p)
-        p = p.to(near.dtype)
-        return METRICS[metric](p / p.sum(-1, keepdim=True), near)
+        return distance_between(p, self.project(p), metric)
 
     def coherence(self, p: Float[Tensor, "*batch bin"]) -> Float[Tensor, "*batch"]:
         """Return the probability of any concept: 1 less that of the other bin.
@@ -124,13 +118,7 @@ class BehaviorSurface:
         Raises:
             ManifoldError: the bins have no other one, or p is not over them.
         """
-        check_distributions(p, self.n_bins)
-        if not self.other:
-            raise ManifoldError(
-                f"This behaviour has {self.n_bins} bins and none is 'other', so all mass is in "
-                "concepts and coherence says nothing. Fit it with the rest as a last bin."
-            )
-        return 1 - p[..., -1].to(arithmetic_dtype(p))
+        return concept_mass(p, self.n_bins, other=self.other)
 
     def path(
         self, u0: Float[Tensor, "*batch dim"], u1: Float[Tensor, "*batch dim"], n: int

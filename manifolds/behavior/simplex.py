@@ -45,6 +45,40 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 )
 
 
+def distance_between(
+    p: Float[Tensor, "*batch bin"], near: Float[Tensor, "*batch bin"], metric: str
+) -> Float[Tensor, "*batch"]:
+    """Return the distance from distributions to others, in the dtype of the others.
+
+    Raises:
+        ManifoldError: an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ManifoldError(
+            f"metric is {metric!r}, which names no distance between distributions. Write one "
+            f"of {', '.join(map(repr, METRICS))}."
+        )
+    p = p.to(near.dtype)
+    return METRICS[metric](p / p.sum(-1, keepdim=True), near)
+
+
+def concept_mass(
+    p: Float[Tensor, "*batch bin"], n_bins: int, *, other: bool
+) -> Float[Tensor, "*batch"]:
+    """Return 1 less the probability of the last bin, which is everything that is no concept.
+
+    Raises:
+        ManifoldError: p is not over n_bins, or there is no such bin.
+    """
+    check_distributions(p, n_bins)
+    if not other:
+        raise ManifoldError(
+            f"This behaviour has {n_bins} bins and none is 'other', so all mass is in concepts and "
+            "coherence says nothing. Fit it with the rest as a last bin."
+        )
+    return 1 - p[..., -1].to(arithmetic_dtype(p))
+
+
 def log_map(
     base: Float[Tensor, " bin"], psi: Float[Tensor, "*batch bin"]
 ) -> Float[Tensor, "*batch bin"]:

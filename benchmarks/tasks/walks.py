@@ -6,7 +6,7 @@ from benchmarks.walks.measure import CONTROLS, measure_walks
 
 @task(
     paper="arXiv:2501.00070",
-    cost="gemma3-270m: about 5 min on 2 cores; smollm2-135m does not follow walks",
+    cost="gemma3-270m: about 6 min on 2 cores; smollm2-135m does not follow walks",
 )
 def graph_walk() -> Task:
     """A ring, a grid and a cylinder, walked in the context alone."""

@@ -12,19 +12,28 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.result import Outcome
 from benchmarks.stats import Number
 from benchmarks.task import Options
-from benchmarks.walks.geometry import MEASURES, likeness
+from benchmarks.walks.geometry import MEASURES, Likeness, likeness
 from benchmarks.walks.graphs import GRAPHS, WalkGraph
+from benchmarks.walks.passing import WAYS, pass_by
 from benchmarks.walks.reading import LENGTHS, Walked, centroids, read
 from benchmarks.walks.steering import ARMS, Moved, move
 
 CONTROLS = tuple(
     f"{g.name}_{name}"
     for g in GRAPHS
-    for name in ("legal_shuffled", "legal_chance", "gain_permuted", "gain_random")
+    for name in (
+        "legal_shuffled",
+        "legal_chance",
+        "gain_permuted",
+        "gain_random",
+        "gain_adjacent_permuted",
+        "passed_permuted",
+    )
 )
 N_TRAIN, N_TEST = 2, 4
 """Walks on which the block is chosen, and on which everything is reported."""
-N_TARGETS = 3
+N_TARGETS, N_ADJACENT = 3, 2
+_BESIDE = ("surface", "left_out", "permuted")
 ABLE = 0.1
 """Mass on neighbours beyond what a shuffled walk has, below which there is nothing to steer."""
 
@@ -63,7 +72,7 @@ def measure_walks(lm: steer.LM, options: Options) -> Outcome:
     specs = {
         "lengths": list(LENGTHS),
         "walks": {"train": N_TRAIN, "test": n_test},
-        "targets": N_TARGETS,
+        "targets": {"far": N_TARGETS, "adjacent": N_ADJACENT},
         "interval": f"{stats.LEVEL:.0%} bootstrap over walks and targets",
     }
     return Outcome(numbers, controls, tables, specs)
@@ -79,12 +88,12 @@ def _on(
     block = int(chosen.argmax())
     moved = move(lm, test, [block], ARMS, N_TARGETS, seed)
     gains, kept = moved.gain(graph)[:, 0], moved.kept(graph)[:, 0]
+    beside = move(lm, test, [block], _BESIDE, N_ADJACENT, seed, adjacent=True).gain(graph)[:, 0]
+    passed = pass_by(lm, test, block, N_TARGETS, seed).gain(graph).flatten(2)
     # Where the geometry shows best need not be where a write works best.
-    own = likeness(graph, centroids(train, LENGTHS[-1])[0], seed)["distance_correlation"]
+    own = _alike(train, LENGTHS[-1], seed)["distance_correlation"]
     shown = int(own.value.mean(0).argmax())
-    alike = {
-        length: likeness(graph, centroids(test, length)[0][:, shown], seed) for length in LENGTHS
-    }
+    alike = {length: _alike(test, length, seed, block=shown) for length in LENGTHS}
     last = alike[LENGTHS[-1]]
 
     def over(values: Tensor) -> Number:
@@ -103,6 +112,10 @@ def _on(
         "distance_correlation_null_high": over(last["distance_correlation"].high[:, None]),
         "procrustes_null_high": over(last["procrustes"].high[:, None]),
         **{f"gain_{name}": arm(name) for name in ("surface", "left_out", "additive", "centroid")},
+        "gain_adjacent_surface": over(beside[0]),
+        "gain_adjacent_left_out": over(beside[1]),
+        "passed_surface": over(passed[WAYS.index("surface")]),
+        "passed_chord": over(passed[WAYS.index("chord")]),
         "kept_natural": over(_kept_natural(moved, graph)),
         "kept_surface": over(kept[0]),
     }
@@ -112,6 +125,8 @@ def _on(
         "legal_chance": Number(float(degree.mean() / graph.n)),
         "gain_permuted": arm("permuted"),
         "gain_random": arm("random"),
+        "gain_adjacent_permuted": over(beside[2]),
+        "passed_permuted": over(passed[WAYS.index("permuted")]),
     }
     table = {
         "legal": _curve(test.legal),
@@ -132,6 +147,26 @@ def _on(
         "edges": graph.edges.tolist(),
     }
     return numbers, controls, table
+
+
+def _alike(
+    walked: Walked, length: int, seed: int, *, block: int | None = None
+) -> dict[str, Likeness]:
+    """Return the measures of every walk, stacked: [walk, block], or [walk] at one block.
+
+    One by one, because walks differ in the nodes that they have met.
+    """
+    points, met = centroids(walked, length)
+    points = points if block is None else points[:, block]
+    each = [likeness(walked.graph, x, seed, met=m) for x, m in zip(points, met, strict=True)]
+    return {
+        name: Likeness(
+            torch.stack([one[name].value for one in each]),
+            torch.stack([one[name].low for one in each]),
+            torch.stack([one[name].high for one in each]),
+        )
+        for name in MEASURES
+    }
 
 
 def _kept_natural(moved: Moved, graph: WalkGraph) -> Tensor:

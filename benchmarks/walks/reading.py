@@ -115,7 +115,10 @@ def _mass(lm: steer.LM, row: list[int], names: Tensor, shift: int) -> Tensor:
 def centroids(
     walked: Walked, length: int, *, upto: int | None = None
 ) -> tuple[Float[Tensor, "walk block node d_model"], Bool[Tensor, "walk node"]]:
-    """Return each node's mean state over the last positions before a length, and which were seen.
+    """Return each node's mean state over the last positions before a length, and which were met.
+
+    A node that those positions miss has the state of the last time that it was met before them. One
+    that the walk has not met has no state: its row is zero and its flag false.
 
     Args:
         walked: the walks.
@@ -123,8 +126,13 @@ def centroids(
         upto: leave out so many of the last positions.
     """
     end = length - (upto or 0)
-    window = slice(max(0, end - WINDOW), end)
-    at = torch.nn.functional.one_hot(walked.nodes[:, window], walked.graph.n).float()
-    counts = at.sum(1)
-    total = torch.einsum("wbsd,wsn->wbnd", walked.states[:, :, window], at)
-    return total / counts.clamp_min(1)[:, None, :, None], counts > 0
+    past = torch.nn.functional.one_hot(walked.nodes[:, :end], walked.graph.n)
+    last = (past * torch.arange(1, end + 1)[:, None]).amax(1) - 1
+    at = past.float()
+    at[:, : max(0, end - WINDOW)] = 0
+    missed = at.sum(1) == 0
+    met = last >= 0
+    late = torch.nn.functional.one_hot(last.clamp_min(0), end).mT * (missed & met)[:, None]
+    at = at + late
+    total = torch.einsum("wbsd,wsn->wbnd", walked.states[:, :, :end], at)
+    return total / at.sum(1).clamp_min(1)[:, None, :, None], met

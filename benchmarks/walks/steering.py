@@ -50,9 +50,13 @@ class Moved:
         return (self.mass * wanted).sum(-1)
 
 
-def targets_of(graph: WalkGraph, own: Int[Tensor, " walk"], n: int) -> Int[Tensor, "walk target"]:
-    """Return for each walk n nodes at least two edges away, the farthest first."""
+def targets_of(
+    graph: WalkGraph, own: Int[Tensor, " walk"], n: int, *, adjacent: bool = False
+) -> Int[Tensor, "walk target"]:
+    """Return for each walk the n farthest nodes, farthest first; or n that are next to its own."""
     hops = graph.hops[own]
+    if adjacent:
+        return hops.argsort(dim=1, stable=True)[:, 1 : n + 1]
     return hops.argsort(dim=1, descending=True, stable=True)[:, :n]
 
 
@@ -63,11 +67,13 @@ def move(
     arms: Sequence[str],
     n_targets: int,
     seed: int,
+    *,
+    adjacent: bool = False,
 ) -> Moved:
     """Steer every walk to each of its targets by each arm, after each of the blocks."""
     graph = walked.graph
     own = walked.nodes[:, -1]
-    targets = targets_of(graph, own, n_targets)
+    targets = targets_of(graph, own, n_targets, adjacent=adjacent)
     points, _ = centroids(walked, LENGTHS[-1], upto=HELD)
     sites = lm.sites("resid_post")
     mass = torch.empty(len(arms), len(blocks), *targets.shape, graph.n)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from benchmarks.task import Options
 from benchmarks.walks import graphs
 from benchmarks.walks.geometry import likeness
 from benchmarks.walks.measure import measure_walks
-from benchmarks.walks.reading import ASKED, LENGTHS, Walked, centroids
+from benchmarks.walks.passing import Passed, _between, _nearest
+from benchmarks.walks.reading import ASKED, LENGTHS, WINDOW, Walked, centroids
 from benchmarks.walks.steering import Moved, shape_of, targets_of
 
 
@@ -91,6 +94,67 @@ def test_a_centroid_is_the_mean_over_the_windows_occurrences():
     found, seen = centroids(walked, LENGTHS[-1])
     assert bool(seen.all())
     assert torch.allclose(found[:, 0, :, 0], torch.arange(8.0).expand(2, 8))
+
+
+def test_a_node_that_the_window_misses_has_its_last_state_and_one_never_met_has_none():
+    walked = _walked(graphs.RING)
+    nodes = torch.tensor([1, 2] * (LENGTHS[-1] // 2))
+    nodes[[0, 10, 20]] = torch.tensor([5, 6, 6])
+    states = torch.arange(float(LENGTHS[-1]))[None, None, :, None].expand(2, 1, -1, 3)
+    walked = replace(walked, nodes=nodes.expand(2, -1), states=states)
+    found, met = centroids(walked, LENGTHS[-1])
+    assert met[0].nonzero()[:, 0].tolist() == [1, 2, 5, 6]
+    assert found[0, 0, [5, 6], 0].tolist() == [0.0, 20.0]
+    window = torch.arange(LENGTHS[-1] - WINDOW, LENGTHS[-1]).float()
+    assert float(found[0, 0, 1, 0]) == float(window[::2].mean())
+    assert not bool(found[0, 0, ~met[0]].any())
+
+
+def test_nodes_not_met_have_no_say():
+    graph, x = graphs.CYLINDER, _noisy(graphs.CYLINDER, 0.3)
+    met = torch.arange(graph.n) != 7
+    one = likeness(graph, x, seed=0, met=met)
+    far = x.clone()
+    far[7] = 1e6
+    two = likeness(graph, far, seed=0, met=met)
+    for name in one:
+        assert torch.equal(one[name].value, two[name].value)
+        assert torch.equal(one[name].high, two[name].high)
+    away = x[met] - x[met].mean(0)
+    near = graph.adjacency[met][:, met]
+    summed = 0.5 * (near * torch.cdist(x[met], x[met]).square()).sum()
+    assert float(one["energy"].value) == pytest.approx(float(summed / away.square().sum()))
+
+
+def test_adjacent_targets_are_next_to_the_own_node():
+    own = torch.tensor([0, 7, 13])
+    for graph in (graphs.GRID, graphs.CYLINDER):
+        targets = targets_of(graph, own, 2, adjacent=True)
+        assert bool((graph.adjacency[own[:, None], targets] == 1).all())
+
+
+def test_the_nodes_passed_are_those_of_the_shorter_way_round():
+    t = torch.tensor([0.25, 0.5, 0.75]).double()
+    ring = graphs.RING
+    u = _between(ring, torch.tensor([[7]]), torch.tensor([[3]]), t)
+    assert _nearest(ring, u).flatten().tolist() in ([0, 1, 2], [6, 5, 4])
+    u = _between(ring, torch.tensor([[1]]), torch.tensor([[6]]), t)
+    assert _nearest(ring, u).flatten().tolist()[1] in (7, 0)
+    cylinder = graphs.CYLINDER  # node 3 i + j lies at (i, j)
+    u = _between(cylinder, torch.tensor([[0]]), torch.tensor([[3 * 4 + 2]]), t)
+    assert _nearest(cylinder, u).flatten().tolist()[1] == 3 * 5 + 1
+
+
+def test_mass_that_the_two_ends_share_is_not_counted_as_passing():
+    graph = graphs.RING
+    mass = torch.zeros(1, 1, 1, 3, 8)
+    mass[..., 1], mass[..., 2] = 0.3, 0.5
+    nodes = torch.tensor([[[1, 2, 3]]])
+    passed = Passed(nodes, mass, torch.zeros(1, 8), torch.tensor([0]), torch.tensor([[4]]))
+    gain = passed.gain(graph)[0, 0, 0]
+    # 0 is next to 1 and 7, 4 to 3 and 5: of 1's neighbours 0 and 2 are left, of 2's none.
+    assert gain[[0, 2]].tolist() == [0.5, 0.5]
+    assert bool(gain[1].isnan())
 
 
 def test_targets_are_the_farthest_nodes_and_gains_are_counted_on_their_own_neighbours():

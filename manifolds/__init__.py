@@ -2,7 +2,8 @@
 
 A `Curve` is the line or ring on which activations lie, a `Surface` a sheet, cylinder or torus, a
 `Sphere`, `Flat`, `Graph` or `Helix` what its name says; a `Behavior` or `BehaviorSurface` is the
-same of output distributions.
+same of output distributions. `recover`, `intrinsic_dimension` and `discover_groups` look for
+structure where there are no labels.
 
 >>> import math, torch
 >>> angle = torch.arange(12) * 2 * math.pi / 12
@@ -27,6 +28,12 @@ from manifolds.behavior.simplex import hellinger as hellinger
 from manifolds.behavior.simplex import log_map as log_map
 from manifolds.components import choose_components as choose_components
 from manifolds.curve import Curve as Curve
+from manifolds.discovery.dimension import Dimension as Dimension
+from manifolds.discovery.dimension import intrinsic_dimension as intrinsic_dimension
+from manifolds.discovery.groups import Groups as Groups
+from manifolds.discovery.groups import discover_groups as discover_groups
+from manifolds.discovery.recover import Recovered as Recovered
+from manifolds.discovery.recover import recover as recover
 from manifolds.errors import ManifoldError as ManifoldError
 from manifolds.fit import fit_curve as fit_curve
 from manifolds.fit_surfaces import fit_surface as fit_surface

@@ -1,5 +1,6 @@
 """Numbers of `graph_walk`: accuracy and likeness against context length, and steering by arm."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,19 @@ def _on(
         "gain_adjacent_permuted": over(beside[2]),
         "passed_permuted": over(passed[WAYS.index("permuted")]),
     }
-    table = {
+    return numbers, controls, _table(test, mixed, alike, chosen, shown, own)
+
+
+def _table(
+    test: Walked,
+    mixed: Walked,
+    alike: Mapping[int, dict[str, Likeness]],
+    chosen: Tensor,
+    shown: int,
+    own: Likeness,
+) -> dict[str, Any]:
+    """Return what the picture is drawn from."""
+    return {
         "legal": _curve(test.legal),
         "legal_shuffled": _curve(mixed.legal),
         "likeness": {
@@ -144,9 +157,8 @@ def _on(
         "blocks": [_round(v) for v in chosen],
         "pca": _pca(test, shown),
         "correlation_by_block": [_round(v) for v in own.value.mean(0)],
-        "edges": graph.edges.tolist(),
+        "edges": test.graph.edges.tolist(),
     }
-    return numbers, controls, table
 
 
 def _alike(

@@ -3,6 +3,7 @@
 Which topology it is, is decided in `topology`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ DENSE = 1000
 """Points whose eigenvectors are computed; those of further points are interpolated."""
 SLOW = 8
 """Eigenvectors of which the coordinates of a surface are made."""
+REACH = 1.2
+"""How far a ring's graph joins points, in radii of the loop: not across it."""
 NEW, NEAR = 0.3, 9
 """Share of an eigenvector that nearest neighbours must leave unexplained, for it to be new."""
 
@@ -34,6 +37,10 @@ def coordinates(points: Array, topology: Topology) -> Array:
     return _MAKERS[topology](points)
 
 
+Joined = Callable[[Array], np.ndarray]
+"""Which pairs a graph joins, from their distances [sample, sample]."""
+
+
 class Modes(NamedTuple):
     """The slowest eigenvectors of a Laplacian, the constant one left out."""
 
@@ -41,15 +48,16 @@ class Modes(NamedTuple):
     energies: Array
 
 
-def modes(points: Array, radius: float, count: int) -> Modes:
+def modes(points: Array, radius: float, count: int, joined: Joined) -> Modes:
     """Return the slowest eigenvectors [sample, count] of the Laplacian of a Gaussian graph.
 
-    Edges weigh exp(-d^2 / radius^2), divided by the density at both ends, so that the coordinates
-    measure length and not how many points there are (diffusion maps with alpha 1, Coifman and
-    Lafon 2006).
+    Edges are those that `joined` names and weigh exp(-d^2 / radius^2), divided by the density at
+    both ends, so that the coordinates measure length and not how many points there are (diffusion
+    maps with alpha 1, Coifman and Lafon 2006).
     """
     base = points if len(points) <= DENSE else points[farthest(points, DENSE)]
-    weight = np.exp(-cdist(base, base, "sqeuclidean") / radius**2)
+    gap = cdist(base, base)
+    weight = np.exp(-np.square(gap / radius)) * joined(gap)
     density = weight.sum(1)
     weight = weight / density / density[:, None]
     degree = weight.sum(1)
@@ -107,25 +115,41 @@ def angle_round(points: Array, loop: int) -> Array:
     return np.angle(reach @ np.exp(2j * np.pi * turns)) % (2 * np.pi)
 
 
+def _all(gap: Array) -> np.ndarray:
+    return np.ones(gap.shape, bool)
+
+
+def _thread(gap: Array) -> np.ndarray:
+    """Join each point to its nearest ones, and all by a spanning tree.
+
+    On a line that winds through many dimensions all places beyond the next few are about equally
+    far away, and so many weak short cuts outweigh the way along the line.
+    """
+    near = np.zeros(gap.shape, bool)
+    np.put_along_axis(near, np.argsort(gap, 1)[:, : NEAR + 1], values=True, axis=1)
+    near |= minimum_spanning_tree(gap).toarray() > 0
+    return near | near.T
+
+
 def _line(points: Array) -> Array:
-    return _along(modes(points, _radius(points), 1).vectors[:, 0])
+    return _along(modes(points, _radius(points), 1, _thread).vectors[:, 0])
 
 
 def _circle(points: Array) -> Array:
     bars, _ = holes(loop_landmarks(points), voids=False)
     radius = float(np.sqrt(bars.loops[0].prod()))
     # They are of one norm by length along the circle, so no rescaling by samples may follow.
-    pair = modes(points, radius, 2).vectors
+    pair = modes(points, radius, 2, lambda gap: gap <= REACH * radius).vectors
     return np.arctan2(pair[:, 1], pair[:, 0]) % (2 * np.pi)
 
 
 def _grid(points: Array) -> Array:
-    found = modes(points, _radius(points), _slow(points)).vectors
+    found = modes(points, _radius(points), _slow(points), _all).vectors
     return np.stack([found[:, 0], _another(found)], 1)
 
 
 def _cylinder(points: Array) -> Array:
-    slow = modes(points, _radius(points), _slow(points))
+    slow = modes(points, _radius(points), _slow(points), _all)
     angle = _smooth(slow, angle_round(points, 0))
     harmonics = angle[:, None] * np.array([1, 2])
     across = _next(slow, np.concatenate([np.cos(harmonics), np.sin(harmonics)], 1))
@@ -133,12 +157,12 @@ def _cylinder(points: Array) -> Array:
 
 
 def _torus(points: Array) -> Array:
-    slow = modes(points, _radius(points), _slow(points))
+    slow = modes(points, _radius(points), _slow(points), _all)
     return np.stack([_smooth(slow, angle_round(points, loop)) for loop in (0, 1)], 1)
 
 
 def _sphere(points: Array) -> Array:
-    found = modes(points, _radius(points), 3).vectors
+    found = modes(points, _radius(points), 3, _all).vectors
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 

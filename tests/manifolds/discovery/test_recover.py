@@ -85,6 +85,19 @@ def test_a_gaussian_cloud_in_a_plane_is_a_patch_of_it() -> None:
     assert recover(_turned(x, 0.03, 0), resamples=2).topology == "grid"
 
 
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("n", [100, 500])
+def test_bumps_that_tile_a_line_or_a_ring_are_put_in_order(n: int, closed: bool) -> None:
+    # Beyond the width of a bump all places are equally far apart: a graph of all pairs has more
+    # weight in its short cuts than along the line, and orders these with a rank correlation of .4.
+    place = np.random.default_rng(0).random(n) * 24
+    gap = place[:, None] - np.arange(24)
+    gap = (gap + 12) % 24 - 12 if closed else gap
+    found = recover(_turned(np.exp(-np.square(gap) / 4.5), 0.02, 0), resamples=1)
+    assert found.topology == ("circle" if closed else "line")
+    assert found.agreement(place, period=24) > 0.98 if closed else found.agreement(place) > 0.999
+
+
 def test_twelve_averages_on_a_ring_are_a_circle_in_the_order_of_the_year() -> None:
     angle = np.arange(12) * math.tau / 12
     shuffled = np.random.default_rng(3).permutation(12)

@@ -64,6 +64,7 @@ def claims_of(
             controls["energy_random_length_over_manifold"],
         ),
         _isometry(numbers),
+        _pulled(numbers, controls),
         _mixture(numbers, controls),
         _beyond_mixture(controls),
     ]
@@ -89,6 +90,18 @@ def _isometry(numbers: Mapping[str, Number]) -> Claim:
         "lengths along the manifold predict lengths of behaviour better than straight ones do",
         gap.value is not None and gap.value > 0 and (gap.lo is None or gap.lo > 0),
         f"r = {numbers['isometry_manifold']} against {numbers['isometry_chord']}",
+    )
+
+
+def _pulled(numbers: Mapping[str, Number], controls: Mapping[str, Number]) -> Claim:
+    gap = numbers["pullback_r2_gap"]
+    return Claim(
+        "activations searched for so that outputs follow natural ones lie nearer to the manifold "
+        "than the chord, from which the search began",
+        gap.lo is not None and gap.lo > 0,
+        f"R2 {numbers['pullback_r2']}, chord {controls['pullback_r2_chord']}, random "
+        f"{controls['pullback_r2_random']}; outputs off by {numbers['pullback_loss_over_chord']} "
+        "of the chord's in held-out contexts",
     )
 
 

@@ -17,10 +17,9 @@ from benchmarks import stats
 from benchmarks.data.rings import Concepts
 from benchmarks.errors import BenchmarkError
 from benchmarks.result import Outcome
-from benchmarks.rings import measure, numbers
+from benchmarks.rings import measure, numbers, pulling
 from benchmarks.rings.arms import POINTS
 from benchmarks.rings.claims import claims_of
-from benchmarks.rings.numbers import CONTROLS as CONTROLS
 from benchmarks.rings.numbers import Pairs, Steered
 from benchmarks.rings.order import Order
 from benchmarks.rings.paths import (
@@ -48,6 +47,7 @@ DISTANT = (
     "random_length",
     "permuted",
 )
+CONTROLS = (*numbers.CONTROLS, *pulling.CONTROLS)
 ADJACENT = ("manifold", "chord", "manifold_replaced", "chord_replaced")
 N_REFITS = 100
 """Refits on resampled train contexts, for the intervals of the isometry."""
@@ -82,6 +82,11 @@ def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
     steered = _steer(lm, ring, kept, asked, bins, options)
     found, controls = numbers.numbers_of(steered, best.layer, options.seed)
     found |= numbers.isometry_numbers(ring, kept, steered.behavior, N_REFITS, options.seed)
+    pulled = pulling.pull(
+        lm, ring, steered.behavior, kept, steered.distant.reading, bins, seed=options.seed
+    )
+    pulled_numbers, pulled_controls = pulling.numbers_of(pulled, options.seed)
+    found, controls = found | pulled_numbers, controls | pulled_controls
     claims = claims_of(found, controls, concepts.target)
     answered = _answered(train, asked, [concepts.concepts[z] for z in known.tolist()])
     tables = {
@@ -91,6 +96,7 @@ def run_ring(lm: steer.LM, concepts: Concepts, options: Options) -> Outcome:
         "answered": answered,
         **_tables(steered, options.seed),
         "ring": _drawable(ring),
+        "pullback": pulling.table(pulled),
         "claims": [asdict(claim) for claim in claims],
     }
     specs = _specs(ring, steered, concepts, options) | {

@@ -15,6 +15,9 @@ GOOD = {
     "isometry_chord": Number(0.8),
     "isometry_gap": Number(0.19, 0.15, 0.25),
     "natural_floor": Number(0.06, 0.05, 0.07),
+    "pullback_r2": Number(0.9, 0.85, 0.95),
+    "pullback_r2_gap": Number(0.5, 0.4, 0.6),
+    "pullback_loss_over_chord": Number(0.1, 0.05, 0.2),
 }
 CONTROLS = {
     "energy_permuted_over_manifold": Number(1.4, 1.2, 1.7),
@@ -22,6 +25,8 @@ CONTROLS = {
     "energy_mixture_over_manifold": Number(1.5, 1.2, 1.7),
     "energy_chord_over_mixture": Number(1.3, 1.2, 1.4),
     "geometric_mixture_gap": Number(0.1, 0.08, 0.12),
+    "pullback_r2_chord": Number(0.4, 0.3, 0.5),
+    "pullback_r2_random": Number(0.3, 0.2, 0.4),
 }
 
 
@@ -40,6 +45,7 @@ def test_numbers_that_meet_every_bound_fail_no_claim():
         ("energy_chord_over_manifold", Number(None)),
         ("energy_chord_over_manifold_adjacent", Number(1.1, 0.9, 1.3)),
         ("isometry_gap", Number(0.1, -0.01, 0.2)),
+        ("pullback_r2_gap", Number(0.05, -0.02, 0.1)),
         ("geometric_mixture_gap", Number(0.065, 0.06, 0.08)),
         ("energy_permuted_over_manifold", Number(1.29, 1.2, 1.4)),
         ("energy_chord_over_mixture", Number(0.9, 0.8, 0.95)),

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.result import Result
 
-_SHOWN = ("manifold", "geodesic", "physical", "chord", "pulled", "permuted")
+_SHOWN = ("manifold", "geodesic", "physical", "chord", "pulled")
 
 
 def draw_cars(result: Result, path: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def draw_cars(result: Result, path: Path) -> list[Path]:
     x, y = zip(*ways["car"], strict=True)
     course.plot(x, y, color="black", linestyle=":", label="where the car was")
     course.set(
-        title="what it expects next along one pair's ways",
+        title="what it expects next along the longest ways",
         xlabel="position (share of the road)",
         ylabel="velocity (share of its range)",
     )

@@ -71,7 +71,7 @@ class Found:
     distant: Walked
     adjacent: Walked
     course: dict[str, list[list[float]]]
-    """For one pair, what the network expects at each waypoint, and where the car was."""
+    """For the pair that is farthest apart, what the network expects at each waypoint, and where the car was."""
     cloud: list[list[float]]
     """Held-out states in three components, then their place."""
     profile: dict[str, list[float]]
@@ -153,8 +153,9 @@ def _walk(
             "behavior": one.behavior.arc_length(u0, u1),
         },
     )
-    course = {arm: expected(p)[0].tolist() for arm, p in said.items()}
-    course["car"] = many.true[0].tolist()
+    longest = int((u1 - u0).norm(dim=-1).argmax())
+    course = {arm: expected(p)[longest].tolist() for arm, p in said.items()}
+    course["car"] = many.true[longest].tolist()
     return walked, {arm: v.mean(0).tolist() for arm, v in away.items()}, course
 
 

@@ -71,7 +71,7 @@ class Found:
     distant: Walked
     adjacent: Walked
     course: dict[str, list[list[float]]]
-    """For the pair that is farthest apart, what the network expects at each waypoint, and where the car was."""
+    """Of the pair farthest apart: what is expected at each waypoint, and where the car was."""
     cloud: list[list[float]]
     """Held-out states in three components, then their place."""
     profile: dict[str, list[float]]

@@ -1,0 +1,267 @@
+"""From what was measured to numbers with intervals, controls and tables."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks import stats
+from benchmarks.normals.fields import Fields
+from benchmarks.normals.reading import MEAN, MEANS, SIGMA, SIGMAS, Readings, spread_of
+from benchmarks.normals.steering import ARMS, Shapes, Steered
+from benchmarks.normals.switching import BEFORE, FIRST, OBSERVERS, START, Switched, lag
+from benchmarks.stats import Number
+
+OWN = ("vector", "manifold", "transport", "chord", "field")
+NULLS = ("permuted", "random_path")
+CONTROLS = (
+    "slope_mixed",
+    "kl_of_uniform",
+    "lfp_accuracy_shuffled",
+    "lfp_accuracy_spread_shuffled",
+    "r2_mean_permuted",
+    "r2_spread_permuted",
+    *(f"{arm}_{name}" for name in ("missed", "inflation", "energy") for arm in NULLS),
+    "mixture_energy",
+    "vector_over_mixture_energy",
+    "mixture_inflation",
+    "energy_floor",
+    "spread_reached_permuted",
+    "off_steady_late",
+    *(f"lag_{name}" for name in OBSERVERS),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """All that was measured on one model."""
+
+    block: int
+    missed: Float[Tensor, " block"]
+    means: Readings
+    mixed: Readings
+    spreads: Readings
+    kl_observer: Float[Tensor, "text read"]
+    mean_fields: Fields
+    spread_fields: Fields
+    mean_encoded: Float[Tensor, "block text read"]
+    spread_encoded: Float[Tensor, "block text read"]
+    mean_encoded_wrong: Float[Tensor, "draw text read"]
+    spread_encoded_wrong: Float[Tensor, "draw text read"]
+    steered: Steered
+    widened: Steered
+    switched: Switched
+    shapes: Shapes
+
+
+def numbers_of(m: Measured, seed: int) -> tuple[dict[str, Number], dict[str, Number]]:
+    """Return numbers and controls; intervals are over texts."""
+
+    def mean(values: Tensor) -> Number:
+        rows = values.double().reshape(len(values), -1)
+        return stats.mean(rows.mean(1).numpy()[:, None], seed=seed)
+
+    numbers = {
+        "best_block": Number(float(m.block)),
+        "slope_of_mean": _slope(m.means.u, m.means.mean, seed),
+        "slope_of_spread": _slope(m.spreads.u.exp(), m.spreads.spread, seed),
+        "kl_of_observer": mean(m.kl_observer),
+        "digit_mass": mean(m.means.mass),
+        "lfp_accuracy": mean(m.mean_fields.accuracy[m.block]),
+        "lfp_within_one": mean(m.mean_fields.near[m.block]),
+        "lfp_accuracy_first_block": mean(m.mean_fields.accuracy[0]),
+        "lfp_accuracy_spread": mean(m.spread_fields.accuracy[m.block]),
+        "lfp_own_pair": Number(float(m.mean_fields.own[m.block])),
+        "lfp_far_pair": Number(float(m.mean_fields.far[m.block])),
+        "r2_mean": _r2(m.mean_encoded[m.block], m.means.u, seed),
+        "r2_spread": _r2(m.spread_encoded[m.block], m.spreads.u, seed),
+        **_steering(m.steered, OWN, seed),
+        "vector_over_manifold_energy": _over(m.steered, "vector", "manifold", seed),
+        "chord_over_manifold_energy": _over(m.steered, "chord", "manifold", seed),
+        "spread_reached_manifold": _reached(m.widened, "manifold", seed),
+        "spread_reached_vector": _reached(m.widened, "vector", seed),
+        **_switch_numbers(m.switched, seed),
+    }
+    uniform = -(torch.special.entr(m.means.probabilities).sum(-1)) + np.log(10)
+    floor = m.shapes.behavior.distance(m.means.probabilities.float())
+    controls = {
+        "slope_mixed": _slope(m.mixed.u, m.mixed.mean, seed),
+        "kl_of_uniform": mean(uniform),
+        "lfp_accuracy_shuffled": _over_draws(m.mean_fields.shuffled),
+        "lfp_accuracy_spread_shuffled": _over_draws(m.spread_fields.shuffled),
+        "r2_mean_permuted": _r2_wrong(m.mean_encoded_wrong, m.means.u),
+        "r2_spread_permuted": _r2_wrong(m.spread_encoded_wrong, m.spreads.u),
+        **_steering(m.steered, NULLS, seed),
+        "mixture_energy": mean(m.steered.distance["mixture"].sum(1)),
+        "vector_over_mixture_energy": _over(m.steered, "vector", "mixture", seed),
+        "mixture_inflation": _inflation(m.steered, "mixture", seed),
+        "energy_floor": mean(floor * len(m.steered.u)),
+        "spread_reached_permuted": _reached(m.widened, "permuted", seed),
+        "off_steady_late": mean(m.switched.off_steady[:, -8:]),
+        **{f"lag_{k}": _lag(v, seed) for k, v in m.switched.observers.items()},
+    }
+    return numbers, controls
+
+
+def tables_of(m: Measured) -> dict[str, Any]:
+    """Return what the pictures are drawn from."""
+    natural = _by_value(m.means)
+    curve, knots = m.shapes.curve, m.shapes.curve.knots
+    along = torch.linspace(float(knots[0]), float(knots[-1]), 61)
+    space = curve.subspace
+    return {
+        "means": list(MEANS),
+        "sigmas": list(SIGMAS),
+        "laws": {"sigma": SIGMA, "mean": MEAN},
+        "missed": _rounded(m.missed),
+        "natural": natural,
+        "plane": {
+            arm: {
+                "mean": _rounded(m.steered.mean(arm).mean(0)),
+                "spread": _rounded(m.steered.spread(arm).mean(0)),
+            }
+            for arm in (*ARMS, "mixture")
+        },
+        "natural_curve": {
+            "mean": _rounded(m.steered.natural_mean),
+            "spread": _rounded(m.steered.natural_spread),
+        },
+        "lfp": {
+            name: _rounded(values.mean(1))
+            for name, values in (
+                ("mean", m.mean_fields.accuracy),
+                ("spread", m.spread_fields.accuracy),
+            )
+        },
+        "r2": {
+            "mean": [_share(x, m.means.u) for x in m.mean_encoded],
+            "spread": [_share(x, m.spreads.u) for x in m.spread_encoded],
+        },
+        "curve": [_rounded(x) for x in space.coordinates(curve.decode(along))[:, :3]],
+        "knots": [_rounded(x) for x in space.coordinates(curve.decode(knots))[:, :3]],
+        "switch": {
+            "before": BEFORE,
+            "first": START,
+            "off": _rounded(m.switched.off.mean(0)),
+            "off_steady": _rounded(m.switched.off_steady.mean(0)),
+            "mean": _rounded(m.switched.mean.mean(0)),
+            "spread": _rounded(m.switched.spread.mean(0)),
+            "observers": {k: _rounded(v.mean(0)) for k, v in m.switched.observers.items()},
+        },
+    }
+
+
+def _steering(found: Steered, arms: tuple[str, ...], seed: int) -> dict[str, Number]:
+    inner = slice(1, None)
+
+    def mean(values: Tensor) -> Number:
+        return stats.mean(values.double().mean(1).numpy()[:, None], seed=seed)
+
+    return {
+        **{
+            f"{arm}_missed": mean((found.mean(arm) - found.natural_mean)[:, inner].abs())
+            for arm in arms
+        },
+        **{f"{arm}_inflation": _inflation(found, arm, seed) for arm in arms},
+        **{f"{arm}_energy": mean(found.distance[arm] * len(found.u)) for arm in arms},
+    }
+
+
+def _inflation(found: Steered, arm: str, seed: int) -> Number:
+    """Return the greatest spread on the way over the natural one at that place."""
+    ratio = found.spread(arm) / found.natural_spread
+    return stats.mean(ratio[:, 1:-1].amax(1).numpy()[:, None], seed=seed)
+
+
+def _over(found: Steered, top: str, bottom: str, seed: int) -> Number:
+    sides = [found.distance[arm].sum(1).numpy()[:, None] for arm in (top, bottom)]
+    return stats.ratio(sides[0], sides[1], seed=seed)
+
+
+def _reached(found: Steered, arm: str, seed: int) -> Number:
+    """Return how much of the natural rise of the spread an arm achieves from end to end."""
+    rise = found.spread(arm)[:, -1] - found.spread(arm)[:, 0]
+    natural = found.natural_spread[-1] - found.natural_spread[0]
+    return stats.mean((rise / natural).numpy()[:, None], seed=seed)
+
+
+def _switch_numbers(found: Switched, seed: int) -> dict[str, Number]:
+    def mean(values: Tensor) -> Number:
+        return stats.mean(values.double().numpy()[:, None], seed=seed)
+
+    smooth = found.off.unfold(1, 3, 1).mean(-1)
+    wide = found.spread.unfold(1, 3, 1).mean(-1)
+    return {
+        "off_before": mean(found.off[:, :FIRST].mean(1)),
+        "off_after": mean(smooth[:, FIRST : FIRST + 12].amax(1)),
+        "off_late": mean(found.off[:, -8:].mean(1)),
+        "lag_states": _lag(found.u, seed),
+        "lag_outputs": _lag(found.mean, seed),
+        "spread_peak_over_before": mean(
+            wide[:, FIRST : FIRST + 12].amax(1) / found.spread[:, :FIRST].mean(1)
+        ),
+        "spread_late_over_before": mean(
+            found.spread[:, -8:].mean(1) / found.spread[:, :FIRST].mean(1)
+        ),
+    }
+
+
+def _lag(course: Float[Tensor, "text time"], seed: int) -> Number:
+    """Return the lag of the mean course; its interval is over texts."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        lag(course[torch.from_numpy(rng.integers(0, len(course), len(course)))].mean(0), FIRST)
+        for _ in range(500)
+    ]
+    return stats.percentiles(lag(course.mean(0), FIRST), np.array(drawn))
+
+
+def _slope(u: Tensor, read: Float[Tensor, "text read"], seed: int) -> Number:
+    """Return the slope of readings on what they should follow; its interval is over texts."""
+    x, y = u.double().numpy(), read.mean(1).numpy()
+    rng = np.random.default_rng(seed)
+
+    def slope(at: np.ndarray) -> float:
+        return float(np.polyfit(x[at], y[at], 1)[0])
+
+    drawn = [slope(rng.integers(0, len(x), len(x))) for _ in range(1000)]
+    return stats.percentiles(slope(np.arange(len(x))), np.array(drawn))
+
+
+def _r2(encoded: Float[Tensor, "text read"], u: Float[Tensor, " text"], seed: int) -> Number:
+    """Return 1 - squared error over variance, of coordinates of held-out states."""
+    error = (encoded - u[:, None]).square().mean(1).numpy()
+    spread = (u - u.mean()).square().numpy()
+    whole = stats.ratio(error[:, None], spread[:, None], seed=seed)
+    if whole.value is None or whole.lo is None or whole.hi is None:
+        return whole
+    return Number(1 - whole.value, 1 - whole.hi, 1 - whole.lo)
+
+
+def _share(encoded: Float[Tensor, "text read"], u: Float[Tensor, " text"]) -> float:
+    left = (encoded - u[:, None]).square().mean() / (u - u.mean()).square().mean()
+    return round(1 - float(left), 4)
+
+
+def _r2_wrong(encoded: Float[Tensor, "draw text read"], u: Float[Tensor, " text"]) -> Number:
+    return _over_draws(torch.tensor([_share(one, u) for one in encoded]))
+
+
+def _over_draws(values: Float[Tensor, " draw"]) -> Number:
+    """Return the mean over draws of a null, and between what 95 % of them lie."""
+    return stats.percentiles(float(values.mean()), values.double().numpy())
+
+
+def _by_value(readings: Readings) -> dict[str, list[float]]:
+    values = readings.u.unique()
+    parts = [readings.probabilities[readings.u == v].mean((0, 1)) for v in values]
+    outputs = torch.stack(parts)
+    return {"mean": _rounded(outputs @ torch.arange(10.0).double()),
+            "spread": _rounded(spread_of(outputs))}  # fmt: skip
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(v), 4) for v in values]

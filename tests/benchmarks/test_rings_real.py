@@ -32,5 +32,8 @@ def test_moving_along_the_ring_stays_nearer_to_natural_outputs_than_the_chord(ta
     assert interval(outcome.controls["energy_permuted_over_manifold"])[1] >= 1.3
     assert interval(outcome.controls["energy_random_length_over_manifold"])[0] > 1.0
     assert interval(outcome.numbers["isometry_gap"])[0] > 0
+    # What is searched for from outputs alone lies along the ring that was fitted to states.
+    assert interval(outcome.numbers["pullback_r2_gap"])[0] > 0
+    assert interval(outcome.numbers["pullback_loss_over_chord"])[2] < 0.5
     # The targets are claims that hold; those about the mixture are reported as they come.
     assert outcome.tables["claims"][0]["holds"]

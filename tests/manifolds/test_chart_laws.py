@@ -185,6 +185,23 @@ def test_encode_recovers_the_coordinates_of_a_point_of_the_shape(case: Case) -> 
     assert _apart(shape.encode(shape.decode(u)), shape.wrap(u), shape).max() < 1e-8
 
 
+def test_a_turn_more_is_the_same_place_and_coordinates_lie_within_one_turn(case: Case) -> None:
+    shape = case.make(_same)
+    u = _inside(shape, 20)
+    rows = u[:, None] if shape.dim == 1 and u.ndim == 1 else u
+    for axis, turn in enumerate(shape.periods):
+        if turn is None:
+            continue
+        step = torch.zeros_like(rows)
+        step[:, axis] = turn
+        more = (rows + step).reshape(u.shape)
+        assert torch.allclose(shape.decode(more), shape.decode(u), rtol=0, atol=1e-9)
+        assert torch.allclose(shape.wrap(more), shape.wrap(u), rtol=0, atol=1e-9)
+        found = shape.encode(_outside(shape))
+        assert (found.reshape(len(found), -1)[:, axis] >= 0).all()
+        assert (found.reshape(len(found), -1)[:, axis] < turn).all()
+
+
 def test_encode_recovers_the_coordinates_in_float32(case: Case) -> None:
     shape = case.make(_same).to("cpu", torch.float32)
     u = _inside(shape).float()
@@ -307,6 +324,10 @@ def test_flattening_keeps_points_of_the_chart_and_all_that_is_off_its_subspace(c
     point = shape.decode(_inside(shape, 40))
     assert torch.allclose(shape.flatten(point), point, rtol=0, atol=1e-9)
     left = x - shape.flatten(x)
+    basis, mean = shape.subspace.basis, shape.subspace.mean
+    assert (left @ basis.T).abs().max() < 1e-9
+    inside = shape.flatten(x) - mean
+    assert torch.allclose(inside @ basis.T @ basis, inside, rtol=0, atol=1e-9)
     moved = left + point
     assert torch.allclose(moved - shape.flatten(moved), left, rtol=0, atol=1e-9)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def small():
 
 def test_a_drive_is_what_gymnasium_does_with_the_pedals_that_were_seen():
     drives = drive(3, 5)
-    env = gymnasium.make("MountainCar-v0").unwrapped
+    env: Any = gymnasium.make("MountainCar-v0").unwrapped
     low, high = np.array(LOW), np.array(HIGH)
     for i in range(3):
         env.state = drives.states[i, 0].double().numpy() * (high - low) + low
@@ -99,4 +101,7 @@ def test_a_short_training_gives_every_number_and_control():
     numbers, controls = numbers_of([found], 0)
     assert set(controls) == set(CONTROLS)
     assert all(number.value is not None for number in {**numbers, **controls}.values())
-    assert numbers["position_error"].value < controls["position_error_permuted"].value
+    own, permuted = numbers["position_error"].value, controls["position_error_permuted"].value
+    assert own is not None
+    assert permuted is not None
+    assert own < permuted

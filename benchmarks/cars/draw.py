@@ -30,7 +30,7 @@ def draw_cars(result: Result, path: Path) -> list[Path]:
     )
     for arm, values in result.tables["profile"].items():
         share = [k / (len(values) - 1) for k in range(len(values))]
-        style = "--" if arm in ("mixture", "states") else "-"
+        style = "--" if arm in ("mixture", "states", "floor") else "-"
         energy.plot(share, values, label=arm, linestyle=style)
     energy.set(
         title="mean over pairs",

@@ -15,6 +15,7 @@ from benchmarks.cars.paths import (
     ADJACENT,
     ARMS,
     DISTANT,
+    FROM,
     N_POINTS,
     Pairs,
     geometric_mixture,
@@ -34,6 +35,7 @@ CONTROLS = (
         for name in ("energy", "to_surface", "to_states", "off_course")
         for arm in ("permuted", "random_path")
     ),
+    "floor_energy",
     "mixture_energy",
     "chord_over_mixture",
     "states_energy",
@@ -128,6 +130,8 @@ def _walk(
     points = ways(one, many, arms, seed=seed) | {"states": many.states}
     said = {arm: outputs(one, many, x) for arm, x in points.items()}
     said["mixture"] = geometric_mixture(said["chord"]).float()
+    # The floor: what the network says unsteered, where paths start.
+    said["floor"] = one.outputs[many.drive, FROM, None].expand(-1, N_POINTS, -1)
     away = {arm: one.behavior.distance(p) for arm, p in said.items()}
     space = one.surface.subspace
     # The states of the drives that are walked would be at no distance from themselves.
@@ -193,6 +197,7 @@ def numbers_of(found: list[Found], seed: int) -> tuple[dict[str, Number], dict[s
         "position_error_permuted": error(0, permuted=True),
         "velocity_error_permuted": error(1, permuted=True),
         **{f"{a}_{name}": mean(name, a) for name in measures for a in ("permuted", "random_path")},
+        "floor_energy": mean("energy", "floor"),
         "mixture_energy": mean("energy", "mixture"),
         "chord_over_mixture": over("energy", "chord", "mixture"),
         "states_energy": mean("energy", "states"),

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 import manifolds
 import steer
-from benchmarks.cars.driving import GRID, PIXELS, STEPS, Drives, bin_centres, drive, targets
+from benchmarks.cars.driving import GRID, PIXELS, Drives, bin_centres, drive, targets
 from steer.models.tiny_tokenizer import tiny_tokenizer
 
 WIDTH = 48
@@ -139,6 +139,3 @@ def _means(values: Float[Tensor, "state k"], cell: Tensor) -> Float[Tensor, "kno
     known, of = cell.unique(return_inverse=True)
     total = values.new_zeros(len(known), values.shape[1]).index_add(0, of, values)
     return total / torch.bincount(of)[:, None]
-
-
-LAST = STEPS - 1

@@ -28,7 +28,8 @@ class Fields:
     own: Float[Tensor, " block"]
     """AUROC of the lowest pair's direction on that pair."""
     far: Float[Tensor, " block"]
-    """... on the highest pair: a half if directions are local, as near to `own` if they are not."""
+    """... on the highest pair: as near to `own` if one direction serves all, a half if directions
+    at the two ends are unrelated, near 0 if the curve has turned back."""
 
 
 def fields(train: Readings, test: Readings, block: int, seed: int) -> Fields:

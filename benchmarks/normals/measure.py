@@ -81,7 +81,7 @@ def measure_normals(lm: steer.LM, options: Options) -> Outcome:
         means.test,
         means.mixed,
         spreads.test,
-        _kl_of_observer(means.test),
+        *_kl_of_observer(means.test),
         probing.fields(means.train, means.test, block, seed),
         probing.fields(spreads.train, spreads.test, block, seed),
         _encoded(means),
@@ -132,10 +132,11 @@ def _slope(readings: Readings) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _kl_of_observer(readings: Readings) -> Float[Tensor, "text read"]:
-    """Return KL(exact Bayesian observer || model), at every reading."""
-    seen = binned(Exact(PRIOR).observe(readings.digits.double()))
-    return divergence(seen[:, list(readings.after)], readings.probabilities)
+def _kl_of_observer(readings: Readings) -> tuple[Tensor, Tensor]:
+    """Return KL(exact Bayesian observer || model), and || uniform, [text, read] each."""
+    seen = binned(Exact(PRIOR).observe(readings.digits.double()))[:, list(readings.after)]
+    uniform = torch.full_like(readings.probabilities, 0.1)
+    return divergence(seen, readings.probabilities), divergence(seen, uniform)
 
 
 def _encoded(grid: Grid) -> Float[Tensor, "block text read"]:

@@ -19,7 +19,7 @@ OWN = ("vector", "manifold", "transport", "chord", "field")
 NULLS = ("permuted", "random_path")
 CONTROLS = (
     "slope_mixed",
-    "kl_of_uniform",
+    "kl_to_uniform",
     "lfp_accuracy_shuffled",
     "lfp_accuracy_spread_shuffled",
     "r2_mean_permuted",
@@ -45,6 +45,9 @@ class Measured:
     mixed: Readings
     spreads: Readings
     kl_observer: Float[Tensor, "text read"]
+    """Of the exact Bayesian observer to the model."""
+    kl_to_uniform: Float[Tensor, "text read"]
+    """... to a uniform law: what a model would leave that knew nothing."""
     mean_fields: Fields
     spread_fields: Fields
     mean_encoded: Float[Tensor, "block text read"]
@@ -85,11 +88,10 @@ def numbers_of(m: Measured, seed: int) -> tuple[dict[str, Number], dict[str, Num
         "spread_reached_vector": _reached(m.widened, "vector", seed),
         **_switch_numbers(m.switched, seed),
     }
-    uniform = -(torch.special.entr(m.means.probabilities).sum(-1)) + np.log(10)
     floor = m.shapes.behavior.distance(m.means.probabilities.float())
     controls = {
         "slope_mixed": _slope(m.mixed.u, m.mixed.mean, seed),
-        "kl_of_uniform": mean(uniform),
+        "kl_to_uniform": mean(m.kl_to_uniform),
         "lfp_accuracy_shuffled": _over_draws(m.mean_fields.shuffled),
         "lfp_accuracy_spread_shuffled": _over_draws(m.spread_fields.shuffled),
         "r2_mean_permuted": _r2_wrong(m.mean_encoded_wrong, m.means.u),

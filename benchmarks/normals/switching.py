@@ -65,14 +65,11 @@ def switch(lm: steer.LM, shapes: Shapes, n: int, seed: int) -> Switched:
 
 
 def lag(course: Float[Tensor, " time"], first: int) -> float:
-    """Return how many digits after the change a course is half-way from its old to its new level.
+    """Return how many digits after the change a course has passed the middle of the two means.
 
-    nan if it never is.
+    nan if it never does within the text: an observer for whom nothing changes may not.
     """
-    before = course[:first].mean()
-    settled = course[-8:].mean()
-    done = (course[first:] - before) / (settled - before)
-    over = (done >= 0.5).nonzero()
+    over = (course[first:] >= (FROM + TO) / 2).nonzero()
     return float(over[0, 0]) + 1 if len(over) else float("nan")
 
 

@@ -150,10 +150,10 @@ def test_arms_are_the_writes_that_they_say(lm, shapes):
     torch.testing.assert_close(found.outputs["mixture"][:, [0, -1]], ends)
 
 
-def test_a_lag_is_the_digits_until_half_the_way_is_gone():
-    course = torch.cat([torch.zeros(FIRST), torch.tensor([0.1, 0.3, 0.6, 0.9]), torch.ones(12)])
+def test_a_lag_is_the_digits_until_the_middle_is_passed():
+    course = torch.cat([torch.full((FIRST,), 2.6), torch.tensor([3.0, 4.0, 4.6, 5.0, 6.0])])
     assert lag(course, FIRST) == 3
-    assert np.isnan(lag(torch.cat([torch.zeros(FIRST), torch.full((9,), float("nan"))]), FIRST))
+    assert np.isnan(lag(torch.full((FIRST + 9,), 4.4), FIRST))
 
 
 def test_observers_of_a_change_expect_what_their_formulas_say(lm, shapes):

@@ -1,0 +1,17 @@
+"""Evaluation: results that others can trust, because they say what was run and what it did.
+
+`manifest` says which plan ran in which model, `audit` keeps one chained record per generation,
+`verification` finds any change in such a file, `evidence` turns a receipt into what a record holds.
+"""
+
+from steer.evals.audit import AuditLog as AuditLog
+from steer.evals.audit import open_log as open_log
+from steer.evals.audit import resume_log as resume_log
+from steer.evals.evidence import evidence_of as evidence_of
+from steer.evals.evidence import require_fired as require_fired
+from steer.evals.manifest import Manifest as Manifest
+from steer.evals.manifest import manifest_of as manifest_of
+from steer.evals.manifest import require_same as require_same
+from steer.evals.refusals import Refused as Refused
+from steer.evals.verification import Verification as Verification
+from steer.evals.verification import verify as verify

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.result import Result
 
-_SHOWN = ("manifold", "geodesic", "physical", "chord", "pulled")
+_SHOWN = ("manifold", "geodesic", "physical", "chord", "pulled", "pulled_from_manifold")
 
 
 def draw_cars(result: Result, path: Path) -> list[Path]:

@@ -18,7 +18,6 @@ from benchmarks.cars.paths import (
     FROM,
     N_POINTS,
     Pairs,
-    geometric_mixture,
     outputs,
     pairs,
     ways,
@@ -26,6 +25,7 @@ from benchmarks.cars.paths import (
 from benchmarks.result import Outcome
 from benchmarks.stats import Grid, Number
 from benchmarks.task import Options
+from benchmarks.ways import geometric_mixture
 
 CONTROLS = (
     "position_error_permuted",

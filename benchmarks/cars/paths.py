@@ -11,6 +11,7 @@ from torch import Tensor
 import manifolds
 import steer
 from benchmarks.cars.model import SITE, WARM, World
+from benchmarks.ways import straight, turned
 from steer.pullback.objective import spline_map
 
 N_POINTS = 11
@@ -57,26 +58,18 @@ def ways(
     world: World, many: Pairs, arms: tuple[str, ...], *, seed: int
 ) -> dict[str, Float[Tensor, "pair point d_model"]]:
     """Return the points of some arms, all on the subspace of M_h."""
-    straight = world.surface.decode(world.surface.path(*many.ends, N_POINTS))
-    return {arm: ARMS[arm](world, many, straight, seed) for arm in arms}
+    own = _along(world, many, N_POINTS)
+    return {arm: ARMS[arm](world, many, own, seed) for arm in arms}
+
+
+def _along(world: World, many: Pairs, n: int) -> Float[Tensor, "pair point d_model"]:
+    """Return M_h's own path, straight in position and velocity."""
+    return world.surface.decode(world.surface.path(*many.ends, n))
 
 
 def _geodesic(world: World, many: Pairs) -> Tensor:
     found = manifolds.geodesic(world.surface, *many.ends, 3 * (N_POINTS - 1) + 1)
     return world.surface.decode(found.u[:, ::3].float())
-
-
-def _chord(straight: Tensor) -> Tensor:
-    share = torch.linspace(0, 1, N_POINTS)[:, None]
-    return straight[:, :1] + share * (straight[:, -1:] - straight[:, :1])
-
-
-def _turned(world: World, straight: Tensor, seed: int) -> Tensor:
-    """Return the manifold's own path turned about its start within the subspace: as long."""
-    inside = world.surface.subspace.coordinates(straight)
-    draw = torch.Generator().manual_seed(seed)
-    turn = torch.linalg.qr(torch.randn(inside.shape[-1], inside.shape[-1], generator=draw))[0]
-    return world.surface.subspace.embed(inside[:, :1] + (inside - inside[:, :1]) @ turn)
 
 
 def outputs(
@@ -90,25 +83,17 @@ def outputs(
     return logits[:, FROM].softmax(-1).unflatten(0, points.shape[:2])
 
 
-def geometric_mixture(p: Float[Tensor, "pair point bin"]) -> Float[Tensor, "pair point bin"]:
-    """Return p_0^(1-t) p_1^t of the outputs at both ends of a path."""
-    logs = p.double().clamp_min(1e-30).log()
-    share = torch.linspace(0, 1, p.shape[1], dtype=torch.float64)[:, None]
-    return ((1 - share) * logs[:, :1] + share * logs[:, -1:]).softmax(-1)
+def _pulled(world: World, many: Pairs, begin: Tensor) -> Float[Tensor, "pair point d_model"]:
+    """Return paths searched for so that outputs follow M_y between the ends.
 
-
-def _pulled(world: World, many: Pairs, straight: Tensor) -> Float[Tensor, "pair point d_model"]:
-    """Return paths searched for from the chord, so that outputs follow M_y between the ends.
-
-    As `steer.pullback` does for language models: a natural cubic spline through free points.
+    As `steer.pullback` does for language models: a natural cubic spline through free points, which
+    begin on a path [pair, CONTROLS + 2, d_model] with both ends.
     """
     space = world.surface.subspace
-    inside = space.coordinates(straight)
-    ends = inside[:, [0, -1]]
+    inside = space.coordinates(begin)
+    ends, free = inside[:, [0, -1]], inside[:, 1:-1].clone().requires_grad_()
     target = world.behavior.decode(world.behavior.path(*many.ends, N_POINTS)).sqrt()
     spline = spline_map(CONTROLS, N_POINTS).float()
-    share = torch.linspace(0, 1, CONTROLS + 2)[1:-1, None]
-    free = (ends[:, :1] + share * (ends[:, 1:] - ends[:, :1])).requires_grad_()
     rows = _rows(world, many)
     search = torch.optim.LBFGS([free], max_iter=5 * ROUNDS, line_search_fn="strong_wolfe")
 
@@ -147,16 +132,22 @@ def _at(values: Float[Tensor, "drive step k"], times: Tensor) -> Tensor:
 
 ARMS: Mapping[str, Callable[[World, Pairs, Tensor, int], Tensor]] = MappingProxyType(
     {
-        "manifold": lambda _, __, straight, ___: straight,
+        "manifold": lambda _, __, own, ___: own,
         "geodesic": lambda world, many, _, __: _geodesic(world, many),
         "physical": lambda world, many, _, __: world.surface.decode(many.true),
-        "chord": lambda _, __, straight, ___: _chord(straight),
-        "pulled": lambda world, many, straight, _: _pulled(world, many, straight),
+        "chord": lambda _, __, own, ___: straight(own[:, 0], own[:, -1], N_POINTS),
+        "pulled": lambda world, many, own, _: _pulled(
+            world, many, straight(own[:, 0], own[:, -1], CONTROLS + 2)
+        ),
+        "pulled_from_manifold": lambda world, many, _, __: _pulled(
+            world, many, _along(world, many, CONTROLS + 2)
+        ),
         "permuted": lambda world, many, _, __: world.permuted.decode(
             world.surface.path(*many.ends, N_POINTS)
         ),
-        "random_path": lambda world, _, straight, seed: _turned(world, straight, seed),
+        "random_path": lambda world, _, own, seed: turned(own, world.surface.subspace, seed),
     }
 )
-"""Each takes the manifold's own path, straight in position and velocity. `physical` is M_h at the
-places where the car really was."""
+"""Each takes M_h's own path, straight in position and velocity. `physical` is M_h at the places
+where the car really was; the two pulled-back paths are searched for from the chord, as published,
+and from M_h's own path: where they end apart, the outputs do not say which states there were."""

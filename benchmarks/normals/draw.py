@@ -69,6 +69,8 @@ def _change(axes: Axes, table: dict[str, Any]) -> None:
     for name, values in table["observers"].items():
         axes.plot(time, values, linewidth=1, label=f"{name.replace('_', '-')}: mean")
     axes.plot(time, table["off"], color="#d62728", label="off M_h (steady = 1)")
+    axes.plot(time, table["off_plane"], color="#9467bd", label="off M_h of mean and spread")
+    axes.plot(time, table["off_plane_wide"], ":", color="#9467bd", label="... texts of a wide law")
     axes.plot(time, table["off_steady"], ":", color="#d62728", label="... without a change")
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set(title="the mean changes", xlabel="digits since the change", ylabel="digit, or ratio")

@@ -25,11 +25,10 @@ class Fields:
     """Of the mean value under the softmax, absolute."""
     shuffled: Float[Tensor, " draw"]
     """Accuracy, at the chosen block, of probes whose train texts had each other's labels."""
-    own: Float[Tensor, " block"]
-    """AUROC of the lowest pair's direction on that pair."""
-    far: Float[Tensor, " block"]
-    """... on the highest pair: as near to `own` if one direction serves all, a half if directions
-    at the two ends are unrelated, near 0 if the curve has turned back."""
+    local: Float[Tensor, "block pair"]
+    """AUROC of the lowest pair's direction on each pair of neighbouring values: as high everywhere
+    if one direction serves all, a half where directions are unrelated, near 0 where the curve has
+    turned back."""
 
 
 def fields(train: Readings, test: Readings, block: int, seed: int) -> Fields:
@@ -44,14 +43,13 @@ def fields(train: Readings, test: Readings, block: int, seed: int) -> Fields:
     guess = probe.probabilities(xt).argmax(-1)
     gap = (guess - right).abs().unflatten(1, test.states.shape[1:3])
     told = (probe.scores(xt) - test.labels).abs().unflatten(1, test.states.shape[1:3])
-    own, far = _locality(x, labels, xt, test.labels, values)
+    local = _locality(probe, xt, test.labels)
     return Fields(
         (gap == 0).double().mean(-1),
         (gap <= 1).double().mean(-1),
         told.double().mean(-1),
         _null(x[block], xt[block], train, right, seed),
-        own,
-        far,
+        local,
     )
 
 
@@ -73,17 +71,15 @@ def _null(x: Tensor, xt: Tensor, train: Readings, right: Tensor, seed: int) -> T
 
 
 def _locality(
-    x: Tensor, labels: Tensor, xt: Tensor, known: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the AUROC of the direction between the two lowest values, on them and on the highest.
+    probe: probes.FieldProbe, xt: Float[Tensor, "block sample d_model"], known: Tensor
+) -> Float[Tensor, "block pair"]:
+    """Return how well the probe's direction between its two lowest values orders each pair."""
+    values = probe.values
+    way = probe.weight[:, 1] - probe.weight[:, 0]
+    told = (xt * way[:, None].to(xt)).sum(-1)
 
-    A direction that tells 2 from 2.6 and also 6.4 from 7 is one direction for all.
-    """
-    low, high = (values[0], values[1]), (values[-2], values[-1])
-    way = x[:, labels == low[1]].mean(1) - x[:, labels == low[0]].mean(1)
-
-    def auroc(pair: tuple[Tensor, Tensor]) -> Tensor:
-        below, above = ((xt[:, known == one] * way[:, None]).sum(-1) for one in pair)
+    def auroc(low: Tensor, high: Tensor) -> Tensor:
+        below, above = (told[:, known == one] for one in (low, high))
         return (above[:, :, None] > below[:, None]).double().mean((1, 2))
 
-    return auroc(low), auroc(high)
+    return torch.stack([auroc(*values[at : at + 2]) for at in range(len(values) - 1)], 1)

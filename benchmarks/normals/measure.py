@@ -14,7 +14,8 @@ from benchmarks.belief.gaussian import PRIOR, binned, divergence
 from benchmarks.errors import BenchmarkError
 from benchmarks.normals import fields as probing
 from benchmarks.normals.numbers import CONTROLS as CONTROLS
-from benchmarks.normals.numbers import Measured, numbers_of, tables_of
+from benchmarks.normals.numbers import Measured, numbers_of
+from benchmarks.normals.plane import off_plane
 from benchmarks.normals.reading import (
     LENGTH,
     MEAN,
@@ -28,7 +29,8 @@ from benchmarks.normals.reading import (
     stretches,
 )
 from benchmarks.normals.steering import N_POINTS, fit_shapes, walk
-from benchmarks.normals.switching import switch
+from benchmarks.normals.switching import switch, texts_of
+from benchmarks.normals.tables import tables_of
 from benchmarks.result import Outcome
 from benchmarks.task import Options
 from steer.odds.observers import Exact
@@ -75,6 +77,7 @@ def measure_normals(lm: steer.LM, options: Options) -> Outcome:
     wide = fit_shapes(spreads.train, block, seed)
     narrow = draw([(MEAN, SIGMAS[0])], N_BASE, LENGTH, seed + 199)
     narrow_read = read(lm, narrow, torch.zeros(N_BASE), [LENGTH], [0])
+    texts = texts_of(lm, block, N_SWITCH, seed + 300)
     measured = Measured(
         block,
         by_block,
@@ -90,7 +93,8 @@ def measure_normals(lm: steer.LM, options: Options) -> Outcome:
         _encoded_wrong(spreads, block, seed),
         walk(lm, shapes, base_read, seed=seed),
         walk(lm, wide, narrow_read, ("vector", "manifold", "permuted"), seed=seed),
-        switch(lm, shapes, N_SWITCH, seed + 300),
+        switch(texts, shapes),
+        off_plane(lm, block, texts, seed + 400),
         shapes,
     )
     numbers, controls = numbers_of(measured, seed)

@@ -1,7 +1,6 @@
-"""From what was measured to numbers with intervals, controls and tables."""
+"""From what was measured to numbers with intervals, and controls."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from benchmarks import stats
 from benchmarks.normals.fields import Fields
-from benchmarks.normals.reading import MEAN, MEANS, SIGMA, SIGMAS, Readings, spread_of
-from benchmarks.normals.steering import ARMS, Shapes, Steered
-from benchmarks.normals.switching import BEFORE, FIRST, OBSERVERS, START, Switched, lag
+from benchmarks.normals.plane import SOON, OffPlane
+from benchmarks.normals.reading import Readings
+from benchmarks.normals.steering import Shapes, Steered
+from benchmarks.normals.switching import FIRST, OBSERVERS, Switched, lag
 from benchmarks.stats import Number
 
 OWN = ("vector", "manifold", "transport", "chord", "field")
@@ -29,8 +29,11 @@ CONTROLS = (
     "vector_over_mixture_energy",
     "mixture_inflation",
     "energy_floor",
+    "permuted_over_manifold_energy",
     "spread_reached_permuted",
     "off_steady_late",
+    "off_plane_wide",
+    "off_plane_permuted",
     *(f"lag_{name}" for name in OBSERVERS),
 )
 
@@ -57,6 +60,7 @@ class Measured:
     steered: Steered
     widened: Steered
     switched: Switched
+    plane: OffPlane
     shapes: Shapes
 
 
@@ -77,8 +81,9 @@ def numbers_of(m: Measured, seed: int) -> tuple[dict[str, Number], dict[str, Num
         "lfp_within_one": mean(m.mean_fields.near[m.block]),
         "lfp_accuracy_first_block": mean(m.mean_fields.accuracy[0]),
         "lfp_accuracy_spread": mean(m.spread_fields.accuracy[m.block]),
-        "lfp_own_pair": Number(float(m.mean_fields.own[m.block])),
-        "lfp_far_pair": Number(float(m.mean_fields.far[m.block])),
+        "lfp_own_pair": Number(float(m.mean_fields.local[m.block, 0])),
+        "lfp_next_pair": Number(float(m.mean_fields.local[m.block, 1])),
+        "lfp_far_pair": Number(float(m.mean_fields.local[m.block, -1])),
         "r2_mean": _r2(m.mean_encoded[m.block], m.means.u, seed),
         "r2_spread": _r2(m.spread_encoded[m.block], m.spreads.u, seed),
         **_steering(m.steered, OWN, seed),
@@ -86,7 +91,7 @@ def numbers_of(m: Measured, seed: int) -> tuple[dict[str, Number], dict[str, Num
         "chord_over_manifold_energy": _over(m.steered, "chord", "manifold", seed),
         "spread_reached_manifold": _reached(m.widened, "manifold", seed),
         "spread_reached_vector": _reached(m.widened, "vector", seed),
-        **_switch_numbers(m.switched, seed),
+        **_switch_numbers(m.switched, m.plane, seed),
     }
     floor = m.shapes.behavior.distance(m.means.probabilities.float())
     controls = {
@@ -101,70 +106,23 @@ def numbers_of(m: Measured, seed: int) -> tuple[dict[str, Number], dict[str, Num
         "vector_over_mixture_energy": _over(m.steered, "vector", "mixture", seed),
         "mixture_inflation": _inflation(m.steered, "mixture", seed),
         "energy_floor": mean(floor * len(m.steered.u)),
+        "permuted_over_manifold_energy": _over(m.steered, "permuted", "manifold", seed),
         "spread_reached_permuted": _reached(m.widened, "permuted", seed),
         "off_steady_late": mean(m.switched.off_steady[:, -8:]),
+        "off_plane_wide": mean(m.plane.wide[:, FIRST : FIRST + SOON]),
+        "off_plane_permuted": _over_draws(m.plane.permuted),
         **{f"lag_{k}": _lag(v, seed) for k, v in m.switched.observers.items()},
     }
     return numbers, controls
 
 
-def tables_of(m: Measured) -> dict[str, Any]:
-    """Return what the pictures are drawn from."""
-    natural = _by_value(m.means)
-    curve, knots = m.shapes.curve, m.shapes.curve.knots
-    along = torch.linspace(float(knots[0]), float(knots[-1]), 61)
-    space = curve.subspace
-    return {
-        "means": list(MEANS),
-        "sigmas": list(SIGMAS),
-        "laws": {"sigma": SIGMA, "mean": MEAN},
-        "missed": _rounded(m.missed),
-        "natural": natural,
-        "plane": {
-            arm: {
-                "mean": _rounded(m.steered.mean(arm).mean(0)),
-                "spread": _rounded(m.steered.spread(arm).mean(0)),
-            }
-            for arm in (*ARMS, "mixture")
-        },
-        "natural_curve": {
-            "mean": _rounded(m.steered.natural_mean),
-            "spread": _rounded(m.steered.natural_spread),
-        },
-        "lfp": {
-            name: _rounded(values.mean(1))
-            for name, values in (
-                ("mean", m.mean_fields.accuracy),
-                ("spread", m.spread_fields.accuracy),
-            )
-        },
-        "r2": {
-            "mean": [_share(x, m.means.u) for x in m.mean_encoded],
-            "spread": [_share(x, m.spreads.u) for x in m.spread_encoded],
-        },
-        "curve": [_rounded(x) for x in space.coordinates(curve.decode(along))[:, :3]],
-        "knots": [_rounded(x) for x in space.coordinates(curve.decode(knots))[:, :3]],
-        "switch": {
-            "before": BEFORE,
-            "first": START,
-            "off": _rounded(m.switched.off.mean(0)),
-            "off_steady": _rounded(m.switched.off_steady.mean(0)),
-            "mean": _rounded(m.switched.mean.mean(0)),
-            "spread": _rounded(m.switched.spread.mean(0)),
-            "observers": {k: _rounded(v.mean(0)) for k, v in m.switched.observers.items()},
-        },
-    }
-
-
 def _steering(found: Steered, arms: tuple[str, ...], seed: int) -> dict[str, Number]:
-    inner = slice(1, None)
-
     def mean(values: Tensor) -> Number:
         return stats.mean(values.double().mean(1).numpy()[:, None], seed=seed)
 
     return {
         **{
-            f"{arm}_missed": mean((found.mean(arm) - found.natural_mean)[:, inner].abs())
+            f"{arm}_missed": mean((found.mean(arm) - found.natural_mean)[:, 1:].abs())
             for arm in arms
         },
         **{f"{arm}_inflation": _inflation(found, arm, seed) for arm in arms},
@@ -190,7 +148,7 @@ def _reached(found: Steered, arm: str, seed: int) -> Number:
     return stats.mean((rise / natural).numpy()[:, None], seed=seed)
 
 
-def _switch_numbers(found: Switched, seed: int) -> dict[str, Number]:
+def _switch_numbers(found: Switched, plane: OffPlane, seed: int) -> dict[str, Number]:
     def mean(values: Tensor) -> Number:
         return stats.mean(values.double().numpy()[:, None], seed=seed)
 
@@ -198,12 +156,14 @@ def _switch_numbers(found: Switched, seed: int) -> dict[str, Number]:
     wide = found.spread.unfold(1, 3, 1).mean(-1)
     return {
         "off_before": mean(found.off[:, :FIRST].mean(1)),
-        "off_after": mean(smooth[:, FIRST : FIRST + 12].amax(1)),
+        "off_after": mean(smooth[:, FIRST : FIRST + SOON].amax(1)),
         "off_late": mean(found.off[:, -8:].mean(1)),
+        "off_plane_after": mean(plane.off[:, FIRST : FIRST + SOON].mean(1)),
+        "off_plane_late": mean(plane.off[:, -8:].mean(1)),
         "lag_states": _lag(found.u, seed),
         "lag_outputs": _lag(found.mean, seed),
         "spread_peak_over_before": mean(
-            wide[:, FIRST : FIRST + 12].amax(1) / found.spread[:, :FIRST].mean(1)
+            wide[:, FIRST : FIRST + SOON].amax(1) / found.spread[:, :FIRST].mean(1)
         ),
         "spread_late_over_before": mean(
             found.spread[:, -8:].mean(1) / found.spread[:, :FIRST].mean(1)
@@ -243,27 +203,16 @@ def _r2(encoded: Float[Tensor, "text read"], u: Float[Tensor, " text"], seed: in
     return Number(1 - whole.value, 1 - whole.hi, 1 - whole.lo)
 
 
-def _share(encoded: Float[Tensor, "text read"], u: Float[Tensor, " text"]) -> float:
+def share(encoded: Float[Tensor, "text read"], u: Float[Tensor, " text"]) -> float:
+    """Return 1 - the share of the variance of u that is left unexplained."""
     left = (encoded - u[:, None]).square().mean() / (u - u.mean()).square().mean()
     return round(1 - float(left), 4)
 
 
 def _r2_wrong(encoded: Float[Tensor, "draw text read"], u: Float[Tensor, " text"]) -> Number:
-    return _over_draws(torch.tensor([_share(one, u) for one in encoded]))
+    return _over_draws(torch.tensor([share(one, u) for one in encoded]))
 
 
 def _over_draws(values: Float[Tensor, " draw"]) -> Number:
     """Return the mean over draws of a null, and between what 95 % of them lie."""
     return stats.percentiles(float(values.mean()), values.double().numpy())
-
-
-def _by_value(readings: Readings) -> dict[str, list[float]]:
-    values = readings.u.unique()
-    parts = [readings.probabilities[readings.u == v].mean((0, 1)) for v in values]
-    outputs = torch.stack(parts)
-    return {"mean": _rounded(outputs @ torch.arange(10.0).double()),
-            "spread": _rounded(spread_of(outputs))}  # fmt: skip
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(float(v), 4) for v in values]

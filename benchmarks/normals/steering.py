@@ -10,6 +10,7 @@ import manifolds
 import probes
 import steer
 from benchmarks.normals.reading import Readings, digits_of, mean_of, spread_of, tokens_of
+from benchmarks.ways import geometric_mixture, straight, turned
 from steer.sites import Site
 
 N_POINTS = 17
@@ -117,9 +118,7 @@ def walk(
     parts = found.unflatten(0, (len(arms), n_points)).transpose(1, 2)
     said = dict(zip(arms, parts, strict=True))
     if "vector" in said:
-        logs = said["vector"].clamp_min(1e-30).log()
-        share = torch.linspace(0, 1, n_points, dtype=torch.float64)[:, None]
-        said["mixture"] = ((1 - share) * logs[:, :1] + share * logs[:, -1:]).softmax(-1)
+        said["mixture"] = geometric_mixture(said["vector"])
     own = shapes.behavior.decode(u)
     distance = {arm: shapes.behavior.distance(p.float()).double() for arm, p in said.items()}
     return Steered(u, said, distance, mean_of(own), spread_of(own))
@@ -139,11 +138,9 @@ def _move(arm: str, shapes: Shapes, u: Tensor, at: int, seed: int) -> steer.Plan
     if arm in ("manifold", "permuted"):
         chart = curve if arm == "manifold" else shapes.permuted
         return [steer.MoveTo(site, chart, where, scope=steer.LAST)]
-    ends = curve.decode(u[[0, -1]])
-    x = ends[0] + share * (ends[1] - ends[0])
-    if arm == "random_path":
-        inside = curve.subspace.coordinates(curve.decode(u))
-        k = inside.shape[-1]
-        turn = torch.linalg.qr(torch.randn(k, k, generator=torch.Generator().manual_seed(seed)))[0]
-        x = curve.subspace.embed(inside[0] + (inside[at] - inside[0]) @ turn)
+    own = curve.decode(u)
+    if arm == "chord":
+        x = straight(own[0], own[-1], len(u))[at]
+    else:
+        x = turned(own, curve.subspace, seed)[at]
     return [steer.Patch(site, x, subspace=curve.subspace.basis, scope=steer.LAST)]

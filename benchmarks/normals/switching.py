@@ -42,7 +42,30 @@ class Switched:
     """The mean that each observer expects."""
 
 
-def switch(lm: steer.LM, shapes: Shapes, n: int, seed: int) -> Switched:
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Texts with a change of mean and, after those, as many without."""
+
+    readings: Readings
+    n: int
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """After how many digits they were read."""
+        return self.readings.after
+
+    @property
+    def first(self) -> int:
+        """Readings before the first digit of the new law was seen."""
+        return FIRST
+
+    @property
+    def states(self) -> Float[Tensor, "text time d_model"]:
+        """At the one block that was read."""
+        return self.readings.states[0]
+
+
+def texts_of(lm: steer.LM, block: int, n: int, seed: int) -> Texts:
     """Read n texts with a change, and as many without, after every digit from the 16th on."""
     first, second, steady = (
         draw([law], n, length, seed + k)
@@ -52,11 +75,16 @@ def switch(lm: steer.LM, shapes: Shapes, n: int, seed: int) -> Switched:
     )
     digits = torch.cat([torch.cat([first, second], 1), steady])
     after = tuple(range(START, BEFORE + AFTER + 1))
-    found = read(lm, digits, torch.zeros(2 * n), after, [shapes.block])
+    return Texts(read(lm, digits, torch.zeros(2 * n), after, [block]), n)
+
+
+def switch(texts: Texts, shapes: Shapes) -> Switched:
+    """Return the course of texts with a change, beside that of texts without."""
+    found, n = texts.readings, texts.n
     off, u = _places(found, shapes)
     unit = off[n:].mean()
     expected = {
-        name: mean_of(binned(one.observe(digits[:n].double())))[:, list(after)]
+        name: mean_of(binned(one.observe(found.digits[:n].double())))[:, list(found.after)]
         for name, one in OBSERVERS.items()
     }
     return Switched(

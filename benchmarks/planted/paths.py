@@ -10,6 +10,7 @@ import manifolds
 import steer
 from benchmarks.planted.model import Chart, Natural, Reading, bins, points
 from benchmarks.planted.shapes import Shape
+from benchmarks.ways import geometric_mixture, straight, turned
 from steer.sites import AnySite
 
 N_POINTS = 20
@@ -65,13 +66,9 @@ def along(
         return points(wrong, u)
     x = points(chart, u)
     if arm == "chord":
-        return x[:1] + torch.linspace(0, 1, len(u))[:, None, None] * (x[-1:] - x[:1])
+        return straight(x[0], x[-1], len(u)).movedim(-2, 0)
     if arm == "random_path":
-        k = chart.subspace.k
-        draw = torch.Generator().manual_seed(seed)
-        turn = torch.linalg.qr(torch.randn(k, k, generator=draw))[0]
-        moved = chart.subspace.coordinates(x)
-        return chart.subspace.embed(moved[:1] + (moved - moved[:1]) @ turn)
+        return turned(x.movedim(0, -2), chart.subspace, seed).movedim(-2, 0)
     return x
 
 
@@ -96,9 +93,7 @@ def outputs(
     found = steer.sweep(lm, many.reading.rows, plans, lambda logits, _: bins(shape, logits))
     parts = found.values.unflatten(0, (len(ARMS), N_POINTS)).transpose(1, 2)
     made: dict[str, Tensor] = dict(zip(ARMS, parts, strict=True))
-    logs = made["chord"].double().clamp_min(1e-30).log()
-    share = torch.linspace(0, 1, N_POINTS, dtype=torch.float64)[:, None]
-    made["mixture"] = ((1 - share) * logs[:, :1] + share * logs[:, -1:]).softmax(-1)
+    made["mixture"] = geometric_mixture(made["chord"])
     return made
 
 

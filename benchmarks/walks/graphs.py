@@ -65,3 +65,17 @@ def walk(graph: WalkGraph, n: int, seed: int) -> Int[Tensor, " step"]:
     while len(nodes) < n:
         nodes.append(int(rng.choice(neighbours[nodes[-1]])))
     return torch.tensor(nodes)
+
+
+def exchanged(graph: WalkGraph, seed: int) -> Int[Tensor, " node"]:
+    """Return the nodes in a random order that is no other view of the graph.
+
+    No node keeps its place, and of the edges fewer than half are edges again: turning a ring would
+    leave a right map.
+    """
+    chooser = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(graph.n, generator=chooser)
+        kept = graph.adjacency[order][:, order] * graph.adjacency
+        if not (order == torch.arange(graph.n)).any() and 2 * kept.sum() < graph.adjacency.sum():
+            return order

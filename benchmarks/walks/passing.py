@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import steer
-from benchmarks.walks.graphs import WalkGraph
+from benchmarks.walks.graphs import WalkGraph, exchanged
 from benchmarks.walks.reading import LENGTHS, Walked, centroids
 from benchmarks.walks.steering import HELD, shape_of, targets_of
 
@@ -57,7 +57,7 @@ def pass_by(lm: steer.LM, walked: Walked, block: int, n_targets: int, seed: int)
     mass = torch.empty(len(WAYS), *targets.shape, len(t), graph.n)
     natural = torch.empty(len(own), graph.n)
     for w, row in enumerate(walked.rows):
-        order = torch.randperm(graph.n, generator=torch.Generator().manual_seed(seed + w))
+        order = exchanged(graph, seed + w)
         shapes = (shape_of(graph, points[w]), shape_of(graph, points[w, order]))
         here, there = points[w, own[w]], points[w, targets[w]]
         chord = (here + t[:, None].to(here) * (there - here)[:, None]).flatten(0, 1)

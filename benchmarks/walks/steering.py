@@ -13,7 +13,7 @@ from torch import Tensor
 
 import manifolds
 import steer
-from benchmarks.walks.graphs import WalkGraph
+from benchmarks.walks.graphs import WalkGraph, exchanged
 from benchmarks.walks.reading import LENGTHS, Walked, centroids
 from steer.protocols import Intervention, Manifold
 
@@ -133,8 +133,7 @@ def _to(site: steer.Site, shape: Manifold, graph: WalkGraph, node: int) -> steer
 
 
 def _permuted(graph: WalkGraph, points: Tensor, seed: int) -> Make:
-    order = torch.randperm(graph.n, generator=torch.Generator().manual_seed(seed))
-    return _surface(graph, points[order], seed)
+    return _surface(graph, points[exchanged(graph, seed)], seed)
 
 
 def _additive(graph: WalkGraph, points: Tensor, seed: int) -> Make:

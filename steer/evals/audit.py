@@ -7,7 +7,7 @@ and the record that resumes says what it was.
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from steer.evals.chain import START, Kind, Record, make, parse
 from steer.evals.evidence import evidence_of
-from steer.evals.manifest import Manifest
+from steer.evals.manifest import Manifest, require_same
 from steer.evals.refusals import Refused
 from steer.evals.verification import read_chain, torn
 from steer.receipt import Receipt
@@ -29,9 +29,17 @@ class AuditLog:
     Leaving `with` closes it, and after an exception first writes a note of that.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, lock: FileLock, records: list[Record]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: BinaryIO,
+        lock: FileLock,
+        manifest: Manifest,
+        records: Sequence[Record] = (),
+    ) -> None:
         """Take over an open file that ends with a whole record."""
         self.path = path
+        self.manifest = manifest
         self._file = file
         self._lock = lock
         self._guard = threading.Lock()
@@ -50,6 +58,7 @@ class AuditLog:
         Raises:
             Refused: log_closed.
             SpecError: the body has a value that is not JSON; nothing was written.
+            OSError: the disk refuses; the log is given back, and `resume_log` goes on with it.
         """
         with self._guard:
             if self._closed:
@@ -60,9 +69,14 @@ class AuditLog:
                 )
             time = datetime.now(UTC).isoformat(timespec="microseconds")
             record = make(self._n, self._head, time, kind, body)
-            self._file.write(record.line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.write(record.line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except BaseException:
+                # A record may stand there in part: nothing may follow it but what resumes the log.
+                self._give_back()
+                raise
             self._n, self._head = self._n + 1, record.hash
             return record
 
@@ -71,8 +85,8 @@ class AuditLog:
         receipt: Receipt,
         row: int,
         *,
-        plan: str | None,
         sample: str,
+        plan: str | None = None,
         verdict: str = "",
         extra: Mapping[str, object] | None = None,
     ) -> Record:
@@ -81,13 +95,13 @@ class AuditLog:
         Args:
             receipt: of the pass.
             row: of the batch.
-            plan: its digest.
             sample: what the row is in the evaluation.
+            plan: the digest of the row's own plan; None for that of the manifest.
             verdict: what the evaluation made of it.
             extra: further JSON values.
         """
         body = {
-            "plan": plan,
+            "plan": self.manifest.plan if plan is None else plan,
             "sample": sample,
             "verdict": verdict,
             "did": evidence_of(receipt, row),
@@ -99,13 +113,15 @@ class AuditLog:
         """Write the end, give the file back, and return the head. Closing twice does nothing."""
         if not self._closed:
             self.append("close", {"records": self._n + 1})
-            self._closed = True
-            self._release()
+            self._give_back()
         return self._head
 
-    def _release(self) -> None:
-        self._file.close()
-        self._lock.release()
+    def _give_back(self) -> None:
+        self._closed = True
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "AuditLog":
         """Return the log itself."""
@@ -149,7 +165,7 @@ def open_log(path: str | os.PathLike[str], manifest: Manifest) -> AuditLog:
     except BaseException:
         lock.release()
         raise
-    log = AuditLog(target, file, lock, [])
+    log = AuditLog(target, file, lock, manifest)
     log.append("open", {"manifest": manifest.to_json()})
     return log
 
@@ -158,7 +174,8 @@ def resume_log(path: str | os.PathLike[str], manifest: Manifest) -> AuditLog:
     """Go on with a log that a killed run left without an end.
 
     Raises:
-        Refused: log_broken (what is there does not verify), log_closed, or log_in_use.
+        Refused: log_broken (what is there does not verify), log_closed, log_in_use, or the code
+            of the part in which this run is not the one that the log was opened for.
     """
     target = Path(path)
     lock = _locked(target)
@@ -176,12 +193,14 @@ def resume_log(path: str | os.PathLike[str], manifest: Manifest) -> AuditLog:
                 "log_closed",
                 f"The log {target} was closed with {chain.verdict.records} records. Open another.",
             )
+        opened = chain.records[0].body.get("manifest")
+        require_same(Manifest.from_json(opened if isinstance(opened, dict) else {}), manifest)
         tail = data[len(data) - chain.verdict.tail_bytes :] if chain.verdict.tail_bytes else b""
         file = target.open("ab")
     except BaseException:
         lock.release()
         raise
-    log = AuditLog(target, file, lock, list(chain.records))
+    log = AuditLog(target, file, lock, manifest, chain.records)
     if tail:
         # A record that lacks its newline alone was not acknowledged: it may not turn whole now.
         ending = b"~" if parse(tail) else b""

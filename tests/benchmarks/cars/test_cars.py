@@ -74,9 +74,9 @@ def test_all_ways_but_the_permuted_start_where_the_manifold_does_and_end_as_they
     many = pairs(small, ADJACENT, 5)
     found = ways(small, many, tuple(ARMS), seed=0)
     own = found["manifold"]
-    for arm in ("geodesic", "chord", "pulled", "random_path", "physical"):
+    for arm in ("geodesic", "chord", "pulled", "pulled_from_manifold", "random_path", "physical"):
         torch.testing.assert_close(found[arm][:, 0], own[:, 0], atol=1e-3, rtol=1e-3)
-    for arm in ("geodesic", "chord", "pulled", "physical"):
+    for arm in ("geodesic", "chord", "pulled", "pulled_from_manifold", "physical"):
         torch.testing.assert_close(found[arm][:, -1], own[:, -1], atol=1e-3, rtol=1e-3)
     lengths = [x.diff(dim=1).norm(dim=-1).sum(1) for x in (own, found["random_path"])]
     torch.testing.assert_close(*lengths)

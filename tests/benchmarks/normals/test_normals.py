@@ -7,6 +7,7 @@ import torch
 import manifolds
 import steer
 from benchmarks.errors import BenchmarkError
+from benchmarks.normals import plane
 from benchmarks.normals.fields import fields
 from benchmarks.normals.measure import measure_normals
 from benchmarks.normals.numbers import _r2
@@ -22,7 +23,7 @@ from benchmarks.normals.reading import (
     tokens_of,
 )
 from benchmarks.normals.steering import Shapes, walk
-from benchmarks.normals.switching import FIRST, lag, switch
+from benchmarks.normals.switching import FIRST, Texts, lag, switch, texts_of
 from benchmarks.task import Options
 
 
@@ -96,9 +97,9 @@ def test_probes_tell_planted_laws_apart_where_they_are_and_nowhere_else():
     assert float(found.accuracy[1].mean()) > 0.9
     assert float(found.accuracy[0].mean()) < 0.25
     assert float(found.shuffled.mean()) < 0.3
-    assert float(found.own[1]) > 0.9
-    # On a curve that bends by three radians the first direction is no use at the other end.
-    assert float(found.far[1]) < 0.7
+    assert float(found.local[1, 0]) > 0.9
+    # The curve bends by three radians: at its other end the first direction orders the wrong way.
+    assert float(found.local[1, -1]) < 0.1
 
 
 def test_r2_is_one_for_the_truth_and_nothing_for_the_mean():
@@ -157,13 +158,47 @@ def test_a_lag_is_the_digits_until_the_middle_is_passed():
 
 
 def test_observers_of_a_change_expect_what_their_formulas_say(lm, shapes):
-    found = switch(lm, shapes, 2, 0)
+    found = switch(texts_of(lm, 2, 2, 0), shapes)
     late = {name: float(course[:, -1].mean()) for name, course in found.observers.items()}
     # The exact observer averages over both laws, the others have left the first one.
     assert 3.8 < late["exact"] < 5.2
     assert late["forgetting"] > 5.8
     assert late["change_point"] > 5.8
     assert float(found.off_steady.mean()) == pytest.approx(1, abs=1e-6)
+
+
+def test_states_that_leave_the_plane_are_told_from_those_that_are_only_wide(lm, monkeypatch):
+    frame = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    noise = torch.Generator().manual_seed(1)
+
+    def states(mean, sigma):
+        bent = torch.stack([mean.cos(), mean.sin(), sigma.log(), 0.3 * mean * sigma.log()], -1)
+        x = bent.float() @ frame[:4]
+        return x + 0.02 * torch.randn(x.shape, generator=noise)
+
+    def planted(lm, digits, u, after, blocks):
+        del lm, u, blocks
+        seen = [digits[:, :n].double() for n in after]
+        mean = torch.stack([d.mean(1) for d in seen], 1)
+        sigma = torch.stack([d.std(1).clamp_min(0.3) for d in seen], 1)
+        p = torch.full((*mean.shape, 10), 0.1).double()
+        return Readings(digits, mean[:, 0], tuple(after), p, p[..., 0], states(mean, sigma)[None])
+
+    monkeypatch.setattr(plane, "read", planted)
+    after = tuple(range(16, 73))
+    n, time = 4, len(after)
+    left = states(torch.full((2 * n, time), 2.6).double(), torch.ones(2 * n, time).double())
+    # Between two far places of the circle of means, where no law lies.
+    left[:n, FIRST:] = left[:n, FIRST:] * 0.3
+    p = torch.full((2 * n, time, 10), 0.1).double()
+    digits = torch.zeros(2 * n, 72, dtype=torch.long)
+    readings = Readings(digits, p[:, 0, 0], after, p, p[..., 0], left[None])
+    found = plane.off_plane(lm, 0, Texts(readings, n), 0)
+    assert float(found.off[:, :FIRST].mean()) == pytest.approx(1, abs=0.3)
+    soon = found.off[:, FIRST:].mean()
+    assert float(soon) > 3
+    assert float(found.wide[:, FIRST:].mean()) < 0.5 * float(soon)
+    assert float(found.permuted.mean()) < float(soon)
 
 
 def test_a_model_without_beliefs_is_refused_with_its_slope(lm):

@@ -150,7 +150,7 @@ def test_a_killed_process_leaves_a_log_that_verifies(tmp_path: Path) -> None:
     assert found.state == "unclosed"
     # What append had returned for is on the disk: the opening and all that was told.
     assert found.records >= told[-1] + 2
-    with resume_log(path, MANIFEST) as log:
+    with resume_log(path, Manifest(None, {}, {}, {}, ())) as log:
         pass
     assert verify(path, head=log.head).ok
 
@@ -181,6 +181,38 @@ def test_threads_write_whole_records_in_one_chain(tmp_path: Path) -> None:
     found = verify(path)
     assert found.ok
     assert found.records == 122
+
+
+def test_a_full_disk_leaves_a_log_that_can_be_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    log = open_log(path, MANIFEST)
+    with monkeypatch.context() as broken:
+
+        def full(_: int) -> None:
+            raise OSError("no space left")
+
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            log.append("note", {})
+    with pytest.raises(Refused):
+        log.append("note", {})
+    with resume_log(path, MANIFEST) as again:
+        again.append("note", {})
+    assert verify(path, head=again.head).ok
+
+
+def test_another_run_may_not_go_on_with_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    written(path)
+    path.write_bytes(b"".join(_lines(path)[:-1]))
+    other = Manifest("b" * 64, MANIFEST.model, MANIFEST.tokenizer, MANIFEST.libraries, (1, 2))
+    before = path.read_bytes()
+    with pytest.raises(Refused) as caught:
+        resume_log(path, other)
+    assert caught.value.reason == "wrong_plan"
+    assert path.read_bytes() == before
 
 
 def test_what_is_no_json_leaves_nothing_in_the_log(tmp_path: Path) -> None:
@@ -264,10 +296,11 @@ def test_evidence_is_the_receipt_row_by_row(lm: steer.LM, tmp_path: Path) -> Non
     require_fired(run.receipt)
     path = tmp_path / "log.jsonl"
     with open_log(path, manifest_of(lm, [add])) as log:
-        log.generation(run.receipt, 1, plan="p", sample="s", verdict="C")
+        log.generation(run.receipt, 1, sample="s", verdict="C")
     record = parse(path.read_bytes().splitlines()[1])
     assert record is not None
     assert record.body["did"] == evidence_of(run.receipt, 1)
+    assert record.body["plan"] == log.manifest.plan
 
 
 def test_a_row_in_which_nothing_fired_is_refused(lm: steer.LM) -> None:

@@ -28,16 +28,17 @@ ARMS = {
 
 
 def energies_figure(result: Result) -> matplotlib.figure.Figure:
-    """Return the energy of every arm, distant and adjacent pairs apart, over the claims."""
+    """Return energies by arm, distant and adjacent pairs apart, the pull-back, and the claims."""
     tables: Any = result.tables
-    figure = matplotlib.figure.Figure(figsize=(10.4, 7.0), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(13.6, 7.0), layout="constrained")
     above: Any
     below: Any
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1), squeeze=False)[:, 0]
-    left, right = above.subplots(1, 2, width_ratios=(1, 1))
+    left, right, pulled = above.subplots(1, 3, width_ratios=(1, 1, 0.8))
     for axes, kind in ((left, "distant"), (right, "adjacent")):
         _bars(axes, tables["energies"][kind])
         axes.set_title(f"{kind} pairs", fontsize=10)
+    _pulled(pulled, tables, float(result.controls["pullback_r2_random"].value or 0.0))
     best = int(result.numbers["best_block"].value or 0)
     above.suptitle(f"{result.task}, {result.model}, block {best}, held-out contexts", fontsize=10)
     below.text(
@@ -75,6 +76,20 @@ def _bars(axes: Axes, energies: dict[str, dict[str, float | None]]) -> None:
     axes.set_xlim(0, float(found.max()) * 1.08)
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("energy in nats, summed over the path (dashed: unsteered)", fontsize=9)
+
+
+def _pulled(axes: Axes, tables: dict[str, Any], random: float) -> None:
+    """Draw how much of each pulled-back path lies on the ring or line, beside chord and random."""
+    table, concepts = tables["pullback"], tables["concepts"]
+    places = range(len(table["starts"]))
+    axes.plot(places, table["r2"], "o", color=MANIFOLD, label="pulled back")
+    axes.plot(places, table["r2_chord"], "o", color=CHORD, label="chord, where it began")
+    axes.axhline(random, color=GREY, lw=1.2, ls="--", label="random paths as long, mean")
+    axes.set_xticks(places, [concepts[start] for start in table["starts"]], fontsize=7, rotation=30)
+    axes.set_ylim(min(0.0, *table["r2"], *table["r2_chord"]), 1.02)
+    axes.set_ylabel("R2 on the manifold's path", fontsize=9)
+    axes.set_title("pull-back, from each start half-way", fontsize=10)
+    axes.legend(fontsize=7, loc="best")
 
 
 def _claims_text(claims: list[dict[str, Any]]) -> str:

@@ -43,6 +43,9 @@ class Sequences:
     rows go on, is padding: it leads to no output token and would not exist in a run of its own."""
     ended: Tensor | None = None
     """[row] bool: rows whose end token has been fed."""
+    stopped: Tensor | None = None
+    """[row] bool: rows that whoever declared them has ended, by a stop string or a limit of their
+    own. Written between passes; what is fed to them from then on is padding."""
     arms: Tensor | None = None
     """[row]: which arm of a sweep each row is; None outside sweeps."""
     places: Tensor | None = None

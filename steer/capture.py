@@ -115,7 +115,7 @@ def capture_rows(
             lengths = None
             if prompt_lengths is not None:
                 lengths = torch.tensor([prompt_lengths[r] for r in batch])
-            _run_batch(registry, run.work.wiring.taps, rows, batch, (sites, scope, pad, lengths))
+            run_rows(registry, run.work.wiring.taps, rows, batch, (sites, scope, pad, lengths))
             if store is not None:
                 store.put(keys[batches.index(batch)], taken.drained(sites))
     if store is not None:
@@ -129,13 +129,14 @@ def capture_rows(
     return acts, run.receipt
 
 
-def _run_batch(
+def run_rows(
     registry: HookRegistry,
     taps: Mapping[AnySite, object],
     rows: Sequence[Sequence[int]],
     batch: Sequence[int],
     wanted: tuple[Sequence[AnySite], Scope, int, Tensor | None],
 ) -> None:
+    """Run one batch of rows, whose numbers are `batch`, within a run that takes what it wants."""
     sites, scope, pad, lengths = wanted
     want_logits = any(isinstance(s, Site) and s.component == "logits" for s in sites)
     raw = not all(isinstance(s, Site) for s in sites)

@@ -17,7 +17,7 @@ Scores = list[tuple[Tensor, Tensor, Tensor]]
 Place = tuple[Tensor, Tensor]
 """(line, row) of each value."""
 
-SUMS = ("eligible", "edited", "size", "gate")
+SUMS = ("eligible", "generated", "edited", "size", "gate")
 LATEST = ("reads", "predicted", "realised", "dose")
 """Of these the latest value holds; NaN before the first."""
 
@@ -53,6 +53,10 @@ class Counts:
         self._tables[name, device] = _grown(held, n_lines, n_rows, _fill(name))
         return self._tables[name, device]
 
+    def readings(self) -> Tensor:
+        """Return [line, row]: the latest value that each line read; waits for the devices."""
+        return self._counted("reads")
+
     def lines(self, arms: Sequence[int], scores: dict[int, Scores]) -> dict[int, list[Line]]:
         """Return the receipt's lines of some arms; waits for the devices."""
         edits = self._wiring.edits
@@ -78,6 +82,7 @@ class Counts:
                 count["reads"] if at in read else None,
                 _joined(scores[at]) if at in scores else None,
                 *(count[n] if at in believed else None for n in ("predicted", "realised", "dose")),
+                generated=count["generated"].long(),
             )
             lines[arm].append(line)
         return lines

@@ -88,11 +88,13 @@ def _within(
         fresh = (torch.arange(start, end) >= s.seen).expand_as(positions)
     s.column, s.seen = end, max(s.seen, end)
     rows = s.row_ids.repeat_interleave(times)
-    if s.ends and ids is not None:
+    if (s.ends or s.stopped is not None) and ids is not None:
         after = torch.arange(start, end) >= prompt.mask.shape[1]
         finished = (torch.isin(ids.cpu(), torch.tensor(s.ends)) & after).cumsum(1) > 0
         if start and s.ended is not None:
             finished = finished | s.ended[:, None]
+        if s.stopped is not None:
+            finished = finished | (s.stopped.repeat_interleave(times)[:, None] & after)
         s.ended = finished[:, -1]
         positions = positions.masked_fill(finished, -1)
     return Tokens(

@@ -37,6 +37,8 @@ class Line:
     """Log-odds that were read at the output; NaN where no outcome was asked for."""
     dose: Tensor | None = None
     """Strength of the steering that the prediction is for; 0 where the target was refused."""
+    generated: Tensor | None = None
+    """Those of `eligible` that were generated, not in the prompt; None where nobody counted."""
 
     @property
     def fired(self) -> bool:

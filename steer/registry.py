@@ -375,7 +375,11 @@ class HookRegistry:
         declared = SEQUENCES.get().get(id(self))
         if declared is not None and declared.generating:
             sequences = replace(
-                sequences, row_ids=declared.row_ids, n_rows=declared.n_rows, arms=declared.arms
+                sequences,
+                row_ids=declared.row_ids,
+                n_rows=declared.n_rows,
+                arms=declared.arms,
+                stopped=declared.stopped,
             )
         for run in self.runs():
             refuse_generation(run.work.wiring, sequences, asked, self.decode)

@@ -115,6 +115,9 @@ class Work:
                 chosen = chosen & tokens.fresh
             place = (_line_of(op, tokens), tokens.rows)
             self.counts.add("eligible", place, chosen.sum(1).float())
+            if tokens.prompt_lengths is not None:
+                after = tokens.positions >= tokens.prompt_lengths[:, None]
+                self.counts.add("generated", place, (chosen & after).sum(1).float())
 
     def count(self, now: Pass) -> None:
         """Count tokens that need not run, as nothing changes there, as if they had passed."""
@@ -301,6 +304,14 @@ class Work:
         with self.lock:
             lines = self.counts.lines(arms, self.scores)
             return [Receipt(lines[arm], self.n_passes) for arm in arms]
+
+    def readings(self) -> Tensor:
+        """Return [line, row]: the latest reading of each gate and Monitor; NaN where there is none.
+
+        For who decides between passes, where a whole receipt would be too much.
+        """
+        with self.lock:
+            return self.counts.readings()
 
     def require_fired(self) -> None:
         """Refuse a plan of which some intervention saw no token in scope.

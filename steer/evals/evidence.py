@@ -13,7 +13,8 @@ _PER_ROW = ("gate_open", "reads", "predicted", "realised", "dose")
 def evidence_of(receipt: Receipt, row: int) -> list[dict[str, object]]:
     """Return what each intervention did to one row, in the order of the plan, as JSON values.
 
-    `seen`, `eligible` and `edited` count tokens; `relative_size` is the mean over edited tokens of
+    `seen`, `eligible` and `edited` count tokens, `eligible_by_phase` those of the prompt and those
+    that were generated; `relative_size` is the mean over edited tokens of
     |change| / |state|. What a row does not have, or is not a finite number, is None.
     """
     return [_line(line, row) for line in receipt.lines]
@@ -44,6 +45,9 @@ def _line(line: Line, row: int) -> dict[str, object]:
         **{name: int(getattr(line, name)[row]) for name in ("seen", "eligible", "edited")},
         "relative_size": _finite(line.relative_size, row),
     }
+    if line.generated is not None:
+        after = int(line.generated[row])
+        made["eligible_by_phase"] = {"prompt": int(line.eligible[row]) - after, "generated": after}
     for name in _PER_ROW:
         values = getattr(line, name)
         if values is not None:

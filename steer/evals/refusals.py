@@ -21,6 +21,8 @@ Reason = Literal[
     "pass_failed",
     "queue_full",
     "shutting_down",
+    "bad_plan",
+    "unsupported_option",
     "log_exists",
     "log_in_use",
     "log_closed",

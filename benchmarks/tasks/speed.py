@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import steer
+from benchmarks.pipelines import inspecting
 from benchmarks.reading import speed as probes
 from benchmarks.result import Outcome, Result
 from benchmarks.speed import capture, edit, gpu, idle, maps, path, rows, scaling
@@ -39,6 +40,11 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
         "heatmap_batched_over_ours": 9,
     },
     "speed_probes": {"sklearn_over_ours": 10},
+    "speed_inspect": {
+        **{f"generate_over_inspect_{n}": 0.8 for n in inspecting.LENGTHS},
+        **{f"hf_over_inspect_{n}": 3 for n in inspecting.LENGTHS},
+        "arms_over_one": 1.3,
+    },
     "speed_scaling": {"wall_over_predicted": 1.25, "budget_peak_ratio": 1.1},
 }
 """By task and number: the ratio that is to be kept (at most, or in X_over_ours at least)."""
@@ -169,4 +175,15 @@ def speed_probes() -> Task:
         "How much faster is one stacked fit than a loop over scikit-learn, at the same optimum?",
         probes.measure_speed_probes,
         probes.CONTROLS,
+    )
+
+
+@_declare(cost="smollm2-135m: about 15 min on 2 cores")
+def speed_inspect() -> Task:
+    """Plans inside Inspect."""
+    return _speed_task(
+        "What does an evaluation in Inspect cost over the bare calls, against its own provider, "
+        "and with eight plans as arms?",
+        inspecting.measure_inspect,
+        inspecting.CONTROLS,
     )

@@ -1,0 +1,1 @@
+"""What evaluation pipelines cost: plans in Inspect against bare calls and its own provider."""

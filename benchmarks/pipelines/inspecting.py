@@ -45,7 +45,7 @@ def measure_inspect(lm: steer.LM, options: Options) -> Outcome:
                 batches, _evaluate(lm, [ours], N_SAMPLES, length, folder), n_pairs
             )
             pairs[f"hf_over_inspect_{length}"] = Pair(
-                _evaluate(lm, [hf], N_SAMPLES, length, folder),
+                _evaluate(lm, [hf], N_SAMPLES, length, folder, N_ROWS),
                 _evaluate(lm, [base], N_SAMPLES, length, folder),
                 n_pairs,
             )
@@ -70,11 +70,11 @@ def measure_inspect(lm: steer.LM, options: Options) -> Outcome:
 
 
 def prompts(n: int) -> list[str]:
-    """Return questions of different lengths."""
+    """Return beginnings of stories of different lengths, which no answer ends at once."""
     return [
-        f"Question {at}. Which is older, {THINGS[at % 8]} or {THINGS[(at // 8 + at + 1) % 8]}"
-        + " of the same village" * (at % 4)
-        + "?"
+        f"Story {at}. Once upon a time there were {THINGS[at % 8]} and {THINGS[(at // 8) % 8]}"
+        + " in the same village" * (at % 4)
+        + ", and every morning"
         for at in range(n)
     ]
 
@@ -114,8 +114,19 @@ def _built_in(lm: steer.LM, folder: Path) -> object:
     )
 
 
-def _evaluate(lm: steer.LM, models: Sequence[object], n: int, length: int, folder: Path) -> Timed:
-    """Return what runs one evaluation of n samples under each model, and its texts by prompt."""
+def _evaluate(
+    lm: steer.LM,
+    models: Sequence[object],
+    n: int,
+    length: int,
+    folder: Path,
+    connections: int = 2 * N_ROWS,
+) -> Timed:
+    """Return what runs one evaluation of n samples under each model, and its texts in order.
+
+    Without max_connections Inspect feels its way up from 20, as for a service with rate limits. The
+    built-in provider takes it for the size of its batch, so it is given that.
+    """
     # As above.
     from inspect_ai import Task
     from inspect_ai import eval as evaluate
@@ -128,7 +139,7 @@ def _evaluate(lm: steer.LM, models: Sequence[object], n: int, length: int, folde
     task = Task(
         dataset=samples,
         scorer=includes(),
-        config=GenerateConfig(max_tokens=length),
+        config=GenerateConfig(max_tokens=length, max_connections=connections),
     )
 
     def run() -> list[str]:
@@ -169,7 +180,7 @@ def _equal(lm: steer.LM, folder: Path, hf: object) -> dict[str, Number]:
             _evaluate(lm, [ours], N_SAMPLES, ARM_LENGTH, folder)(),
         ),
         "same_text_as_hf": (
-            _evaluate(lm, [hf], N_SAMPLES, ARM_LENGTH, folder)(),
+            _evaluate(lm, [hf], N_SAMPLES, ARM_LENGTH, folder, N_ROWS)(),
             _evaluate(lm, [_model("base", None)], N_SAMPLES, ARM_LENGTH, folder)(),
         ),
     }

@@ -27,6 +27,7 @@ Reason = Literal[
     "log_in_use",
     "log_closed",
     "log_broken",
+    "wrong_cache",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 

@@ -16,8 +16,9 @@ from steer.evals.refusals import Refused
 from steer.generating import end_tokens
 from steer.lm import LM
 
-GATHER_S, GATHER_AT_MOST_S = 0.005, 0.1
-"""A batch that is not full waits so long for the next row, and no longer than that in all."""
+GATHER_S = 0.005
+GATHER_AT_MOST = 20
+"""A batch that is not full waits so many times `gather_s` in all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +52,13 @@ class Batcher:
     """
 
     def __init__(
-        self, lm: LM, *, max_rows: int = 32, max_waiting: int = 256, shape: Shape | None = None
+        self,
+        lm: LM,
+        *,
+        max_rows: int = 32,
+        max_waiting: int = 256,
+        gather_s: float = GATHER_S,
+        shape: Shape | None = None,
     ) -> None:
         """Start the worker.
 
@@ -59,6 +66,8 @@ class Batcher:
             lm: the model.
             max_rows: of a batch.
             max_waiting: rows in the queue; more are refused with queue_full.
+            gather_s: how long a batch that is not full waits for the next row. A client that hands
+                in many rows at its own pace wants more; one that waits for each answer, less.
             shape: see the class; its rows take the place of max_rows.
         """
         if max_rows < 1 or max_waiting < 1:
@@ -71,6 +80,7 @@ class Batcher:
         self.shape = shape
         self.max_rows = max_rows if shape is None else shape.rows
         self.max_waiting = max_waiting
+        self.gather_s = gather_s
         self.n_batches = 0
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
@@ -148,13 +158,13 @@ class Batcher:
         """Wait for rows; return a batch of them, or None once it is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            until = time.monotonic() + GATHER_AT_MOST_S
+            until = time.monotonic() + GATHER_AT_MOST * self.gather_s
             n_seen = -1
             while len(self._waiting) < self.max_rows and len(self._waiting) != n_seen:
                 if self._closing or time.monotonic() > until:
                     break
                 n_seen = len(self._waiting)
-                self._changed.wait(GATHER_S)
+                self._changed.wait(self.gather_s)
             if not self._waiting:
                 return None if self._closing else []
             n = min(self.max_rows, len(self._waiting))

@@ -13,6 +13,9 @@ from steer.lm import LM, load
 
 WAITING = 1 << 20
 """Rows that may wait: Inspect bounds them itself, by its connections."""
+GATHER_S = 0.25
+"""Inspect hands its samples in one by one, with pauses while it writes its log; a batch takes far
+longer. An agent that asks one thing after another wants less."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +53,13 @@ def withdraw(name: str) -> None:
 
 
 def acquired(
-    name: str, *, revision: str | None, dtype: str | None, max_rows: int, shape: Shape | None
+    name: str,
+    *,
+    revision: str | None,
+    dtype: str | None,
+    max_rows: int,
+    gather_s: float,
+    shape: Shape | None,
 ) -> tuple[Engine, Callable[[], None]]:
     """Return the engine of a model, loaded if nobody uses it yet, and what gives it back.
 
@@ -61,10 +70,12 @@ def acquired(
     """
     with _SHARED.lock:
         own = _SHARED.offered.get(name)
-        key = (name, id(own) if own else None, revision, dtype, max_rows, shape)
+        key = (name, id(own) if own else None, revision, dtype, max_rows, gather_s, shape)
         if key not in _SHARED.engines:
             lm = own or load(name, revision=revision, dtype=dtype, allow_download=False)
-            batcher = Batcher(lm, max_rows=max_rows, max_waiting=WAITING, shape=shape)
+            batcher = Batcher(
+                lm, max_rows=max_rows, max_waiting=WAITING, gather_s=gather_s, shape=shape
+            )
             _SHARED.engines[key] = Engine(lm, batcher)
         engine = _SHARED.engines[key]
         engine.users += 1

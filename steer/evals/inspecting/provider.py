@@ -22,7 +22,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from steer.evals.audit import AuditLog, open_log
 from steer.evals.batching import Answer, Guard, Shape, Ticket
 from steer.evals.inspecting.chats import refuse_choice, rendered
-from steer.evals.inspecting.engines import acquired
+from steer.evals.inspecting.engines import GATHER_S, acquired
 from steer.evals.inspecting.naming import Named, parsed, plan_of
 from steer.evals.inspecting.options import guards_of, plan_in, refuse_options, row_of
 from steer.evals.inspecting.outputs import output_of
@@ -36,8 +36,9 @@ class SteeredAPI(ModelAPI):
     """`steered/MODEL@DIGEST` with `-M plan=FILE`, or `steered/MODEL@base` for the plain model.
 
     Model arguments (`-M`): plan, guards (JSON), template (`raw` or Jinja), revision, dtype,
-    max_rows (of a batch, 32), fixed_rows and fixed_width (the deterministic mode), audit (a file).
-    Only JSON values: a live object would be taken for another one by Inspect's memo.
+    max_rows (of a batch, 32), gather_s (how long a batch waits for the next sample), fixed_rows
+    and fixed_width (the deterministic mode), audit (a file). Only JSON values: a live object would
+    be taken for another one by Inspect's memo.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SteeredAPI(ModelAPI):
         revision: str | None = None,
         dtype: str | None = None,
         max_rows: int = MAX_ROWS,
+        gather_s: float = GATHER_S,
         fixed_rows: int | None = None,
         fixed_width: int | None = None,
         audit: str | None = None,
@@ -70,7 +72,12 @@ class SteeredAPI(ModelAPI):
         self.template = template
         shape = _shape(fixed_rows, fixed_width)
         self.engine, self._give_back = acquired(
-            self.lm_name, revision=revision, dtype=dtype, max_rows=max_rows, shape=shape
+            self.lm_name,
+            revision=revision,
+            dtype=dtype,
+            max_rows=max_rows,
+            gather_s=gather_s,
+            shape=shape,
         )
         lm = self.engine.lm
         try:

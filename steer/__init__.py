@@ -10,9 +10,9 @@ PreserveNorm, Custom); a plan is a list of them, or Rows, one list per row of th
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
 `patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it,
-`interchange.fit_das` learns the subspace that carries a variable; `compiled`
-steers without hooks that come and go, `bake` writes a plan into weights. `save` and `load_artifact`
-keep any of these values.
+`interchange.fit_das` learns the subspace that carries a variable; `compiled` steers without hooks
+that come and go, `bake` writes a plan into weights, `suggest_strength` finds the strength that
+costs a stated number of nats. `save` and `load_artifact` keep any of these values.
 """
 
 from steer import attribution as attribution
@@ -28,6 +28,9 @@ from steer.check import CheckReport as CheckReport
 from steer.check import check as check
 from steer.compiled import Compiled as Compiled
 from steer.compiled import compiled as compiled
+from steer.damage import Suggestion as Suggestion
+from steer.damage import divergence as divergence
+from steer.damage import suggest_strength as suggest_strength
 from steer.engine import Batch as Batch
 from steer.engine import Cost as Cost
 from steer.errors import BeliefError as BeliefError

@@ -22,6 +22,7 @@ Reason = Literal[
     "queue_full",
     "shutting_down",
     "bad_plan",
+    "bad_policy",
     "unsupported_option",
     "log_exists",
     "log_in_use",

@@ -175,7 +175,7 @@ class _Reading:
             request += [at] * counts[row]
             place += range(starts[row], starts[row + 1])
             token += all_tails[number]
-        return cls(counts, flat, *(torch.tensor(one) for one in (request, place, token)))
+        return cls(counts, flat, torch.tensor(request), torch.tensor(place), torch.tensor(token))
 
     def take(self, _site: AnySite, logits: Tensor, now: Pass) -> None:
         """Keep of the logits what was asked, and drop the rest: a vocabulary is wide."""
@@ -214,9 +214,7 @@ class _Reading:
         }
 
 
-def _pass(
-    lm: LM, rows: list[list[int]], lengths: Tensor, plan: Plan, read: _Reading
-) -> Receipt:
+def _pass(lm: LM, rows: list[list[int]], lengths: Tensor, plan: Plan, read: _Reading) -> Receipt:
     """Run one batch; return its receipt, in which every intervention fired in every row."""
     logits = Site.logits()
     try:

@@ -49,9 +49,7 @@ def _at_home(lm, tmp_path, monkeypatch):
     withdraw("tiny")
 
 
-def saved(
-    lm, folder: Path, seed: int, strength=3.0, scope: Scope = steer.ALL
-) -> tuple[str, str, list]:
+def saved(lm, folder: Path, seed: int, scope: Scope = steer.ALL) -> tuple[str, str, list]:
     v = torch.randn(lm.d_model, generator=torch.Generator().manual_seed(seed))
     plan = [steer.Add(steer.Site(2), v, 3.0, scope=scope)]
     path = steer.save(plan, folder / f"plan{seed}.safetensors")

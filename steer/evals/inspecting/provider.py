@@ -1,6 +1,7 @@
 """The model API: every answer steered by the plan that its name promises, or an error."""
 
 import asyncio
+import atexit
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,8 @@ class SteeredAPI(ModelAPI):
         except BaseException:
             self._give_back()
             raise
+        # Inspect's command line ends without closing its models: the log would lack its end.
+        atexit.register(self.close)
         # What Inspect is not told of a model it looks up by making the provider once more.
         room = getattr(lm.model.config, "max_position_embeddings", None)
         for name in (model_name, f"steered/{model_name}"):
@@ -164,6 +167,7 @@ class SteeredAPI(ModelAPI):
 
     def close(self) -> None:
         """Give the model back and end the audit log."""
+        atexit.unregister(self.close)
         if self.log is not None:
             self.log.close()
         self._give_back()

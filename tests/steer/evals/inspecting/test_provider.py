@@ -4,6 +4,8 @@ The two collisions that these tests watch were reproduced in Inspect itself: its
 does not know model arguments, and its memo takes two live objects for one.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -321,3 +323,30 @@ def test_the_model_is_given_back_when_its_last_user_closes():
     assert batcher._worker.is_alive()
     api(second).close()
     assert not batcher._worker.is_alive()
+
+
+@pytest.mark.slow
+def test_the_command_line_leaves_a_log_that_has_its_end(lm, tmp_path):
+    """In a process of its own, as Inspect's command line ends without closing its models."""
+    path, digest, _ = saved(lm, tmp_path, 0)
+    (tmp_path / "task.py").write_text(
+        "from inspect_ai import Task, task\n"
+        "from inspect_ai.dataset import Sample\n"
+        "@task\n"
+        "def short():\n"
+        "    return Task(dataset=[Sample(input='a b', target='a')])\n"
+    )
+    given = ["-M", f"plan={path}", "-M", "template=raw", "-M", f"audit={tmp_path / 'a.jsonl'}"]
+    command = ["inspect", "eval", "task.py", "--model", f"steered/tiny-llama@{digest[:16]}", *given]
+    script = str(Path(sys.executable).with_name("inspect"))
+    done = subprocess.run(
+        [script, *command[1:], "--max-tokens", "4", "--display", "plain"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    verdict = verify(tmp_path / "a.jsonl")
+    assert (verdict.ok, verdict.records) == (True, 3), str(verdict)

@@ -113,4 +113,5 @@ def test_10_000_hostile_requests_are_answered_under_their_plan_or_refused_by_a_c
     found = fuzz(lm, tmp_path, 10_000)
     assert found.total() == 10_000
 
-    assert len(found) > 6
+    common = {"bad_request", "unsupported_option", "wrong_plan", "unknown_model"}
+    assert common <= set(found)

@@ -53,9 +53,9 @@ class Counts:
         self._tables[name, device] = _grown(held, n_lines, n_rows, _fill(name))
         return self._tables[name, device]
 
-    def readings(self) -> Tensor:
-        """Return [line, row]: the latest value that each line read; waits for the devices."""
-        return self._counted("reads")
+    def readings(self) -> tuple[Tensor, Tensor]:
+        """Return [line, row] the latest value read, and whether any token was in scope so far."""
+        return self._counted("reads"), self._counted("eligible") > 0
 
     def lines(self, arms: Sequence[int], scores: dict[int, Scores]) -> dict[int, list[Line]]:
         """Return the receipt's lines of some arms; waits for the devices."""

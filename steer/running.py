@@ -305,9 +305,10 @@ class Work:
             lines = self.counts.lines(arms, self.scores)
             return [Receipt(lines[arm], self.n_passes) for arm in arms]
 
-    def readings(self) -> Tensor:
-        """Return [line, row]: the latest reading of each gate and Monitor; NaN where there is none.
+    def readings(self) -> tuple[Tensor, Tensor]:
+        """Return [line, row] the latest reading of each gate and Monitor, and whether it has one.
 
+        A reading that is NaN although there is one is no number: the probe or the state overflows.
         For who decides between passes, where a whole receipt would be too much.
         """
         with self.lock:

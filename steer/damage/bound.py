@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from steer.damage.divergence import Divergence, Texts, measured
+from steer.damage.diverging import Divergence, Texts, measured
 from steer.interventions.believed import Believed
 from steer.interventions.gates import Monitor, When
 from steer.interventions.linear import Rotate

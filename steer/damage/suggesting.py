@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from steer.damage.bound import variances
-from steer.damage.divergence import Texts, measured, texts_of
+from steer.damage.diverging import Texts, measured, texts_of
 from steer.errors import PlanError
 from steer.interventions.arithmetic import Relative
 from steer.interventions.linear import Add, Rotate

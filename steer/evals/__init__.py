@@ -1,7 +1,10 @@
 """Evaluation: results that others can trust, because they say what was run and what it did.
 
 `manifest` says which plan ran in which model, `audit` keeps one chained record per generation,
-`verification` finds any change in such a file, `evidence` turns a receipt into what a record holds.
+`verification` finds any change in such a file, `evidence` turns a receipt into what a record holds,
+`naming` holds a file to the digest that was promised. The ways in are packages of their own:
+`inspecting` (Inspect), `harness` (lm-eval), `server`; the first and the last share `batching`.
+`report` has the statistics of an evaluation and the gate. None of them is imported from here.
 """
 
 from steer.evals.audit import AuditLog as AuditLog

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from steer.evals.inspecting.naming import loaded
 from steer.evals.manifest import plan_digest
+from steer.evals.naming import loaded
 from steer.evals.report.gating import gate as held
 from steer.evals.report.gating import read_policy, require_of
 from steer.evals.report.values import Report

@@ -90,7 +90,8 @@ class Answer:
     text: str
     """Without the stop string, and without what a guard held back."""
     tokens: Sequence[int]
-    """The new token ids, the end token included. Those of a stop string are among them."""
+    """The new token ids, the end token included. Those of a stop string are among them; what a
+    guard held back is not, nor are its log-probabilities."""
     log_probs: Sequence[float]
     """Natural log, of each token, under the model's own steered logits (not reweighted)."""
     top: Sequence[Sequence[tuple[int, float]]]

@@ -45,8 +45,11 @@ class _Deciding(StoppingCriteria):
         flagged: set[int] = set()
         if len(self.guards):
             row, line = self.guards[:, 0].long(), self.guards[:, 1].long()
-            reading = self.run.work.readings()[line, row]
-            flagged = set(row[reading > self.guards[:, 2]].tolist())
+            readings, begun = self.run.work.readings()
+            reading = readings[line, row]
+            # What is not a number was not judged harmless.
+            above = (reading > self.guards[:, 2]) | (reading.isnan() & begun[line, row])
+            flagged = set(row[above].tolist())
         tokens = input_ids[:, -1].tolist()
         for at, one in enumerate(self.watched):
             one.see(tokens[at], flagged=at in flagged)
@@ -78,7 +81,7 @@ def run_batch(lm: LM, watched: Sequence[Watched], shape: Shape | None = None) ->
     lines = {id(item): at for at, item in enumerate(run.work.wiring.items)}
     _generate(lm, filled, chooser, run, (lines, shape))
     receipt, columns = run.receipt, _Columns.of(chooser)
-    scored = _prompts_scored(lm, rows[: len(watched)])
+    scored = _prompts_scored(lm, rows[: len(watched)], shape)
     outcomes: list[Outcome] = []
     for at, one in enumerate(watched):
         own = [receipt.lines[lines[id(item)]] for item in one.asked.plan]
@@ -204,11 +207,14 @@ def _answer(
     )
 
 
-def _prompts_scored(lm: LM, rows: Sequence[Asked]) -> dict[int, list[float]]:
+def _prompts_scored(lm: LM, rows: Sequence[Asked], shape: Shape | None) -> dict[int, list[float]]:
     """Return the log-probabilities of the prompts of the rows that ask for them."""
     asking = [at for at, row in enumerate(rows) if row.prompt_log_probs]
     found: dict[int, list[float]] = {}
-    for batch in in_batches([rows[at].ids for at in asking], LOGIT_TOKENS):
+    batches = in_batches([rows[at].ids for at in asking], LOGIT_TOKENS)
+    if shape is not None:  # alone, so that no batch-mate changes the shape of its pass
+        batches = [[at] for at in range(len(asking))]
+    for batch in batches:
         chosen = [asking[at] for at in batch]
         ids = [list(rows[at].ids) for at in chosen]
         taken, logits = Taken(ALL, None), Site.logits()
@@ -218,6 +224,8 @@ def _prompts_scored(lm: LM, rows: Sequence[Asked]) -> dict[int, list[float]]:
         with torch.no_grad(), suppress(NeverFired), run:
             run_rows(lm.registry, run.work.wiring.taps, ids, range(len(ids)), wanted)
         log_probs = taken.assembled([logits], len(ids))[logits].float().log_softmax(-1)
+        if log_probs.ndim == 2:  # one token a row comes without its axis
+            log_probs = log_probs[:, None]
         for place, at in enumerate(chosen):
             targets = torch.tensor(rows[at].ids[1:], device=log_probs.device)
             own = log_probs[place, : len(targets)]

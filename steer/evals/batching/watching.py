@@ -30,6 +30,7 @@ class Watched:
         self._ends = ends
         self._on_text = on_text
         self._cancelled = cancelled
+        self._deaf = False
         self._decided: Finish | None = None
 
     @property
@@ -40,15 +41,17 @@ class Watched:
     @property
     def cancelled(self) -> bool:
         """Whether the client has gone."""
-        return self._cancelled()
+        return self._deaf or self._cancelled()
 
     def see(self, token: int, *, flagged: bool) -> None:
         """Take the next token, which was chosen by a pass in which a guard said `flagged`."""
         if self.done:
             return
         if flagged:
-            # What a guard saw in this pass is the token before: neither leaves.
-            self.finish = "guarded"
+            # What a guard saw in this pass is the token before: it is not even named. Those before
+            # it have been read and passed.
+            self.tokens = self.tokens[:-1]
+            self._end("guarded")
             return
         if self._decided is not None or self.cancelled:
             # The last token of a guarded row has been read by now; this one was never wanted.
@@ -63,9 +66,7 @@ class Watched:
         self._leave(self._safe(self.tokens[:-1] if self.asked.guards else self.tokens))
 
     def text(self) -> str:
-        """Return the text that the row may have, once it is done."""
-        if self.finish == "guarded":
-            return self.left
+        """Return the text of the tokens that may leave, up to a stop string."""
         return self._until_stop(self._decode(self.tokens))
 
     def _decision(self, token: int) -> Finish | None:
@@ -99,8 +100,12 @@ class Watched:
         if not piece:
             return
         self.left = text
-        if self._on_text is not None:
+        if self._on_text is None:
+            return
+        try:
             self._on_text(piece)
+        except Exception:  # whoever listened is gone; the batch-mates go on
+            self._on_text, self._deaf = None, True
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from steer.errors import SteerError, did_you_mean
 from steer.evals.harness.files import read_steered
-from steer.evals.inspecting.naming import SHORTEST, loaded
 from steer.evals.manifest import plan_digest
+from steer.evals.naming import SHORTEST, loaded
 from steer.evals.refusals import Refused
 from steer.lm import LM, load
 from steer.protocols import Intervention

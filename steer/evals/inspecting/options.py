@@ -7,7 +7,7 @@ from inspect_ai.log._samples import sample_active  # the only place that says wh
 from inspect_ai.model import GenerateConfig
 
 from steer.evals.batching import Asked, Guard, Sampling
-from steer.evals.inspecting.naming import Named, plan_of
+from steer.evals.naming import Named, plan_of
 from steer.evals.refusals import Refused
 
 NOT_HONOURED = (

@@ -24,10 +24,10 @@ from steer.evals.audit import AuditLog, open_log
 from steer.evals.batching import Answer, Guard, Shape, Ticket
 from steer.evals.inspecting.chats import refuse_choice, rendered
 from steer.evals.inspecting.engines import GATHER_S, acquired
-from steer.evals.inspecting.naming import Named, parsed, plan_of
 from steer.evals.inspecting.options import guards_of, plan_in, refuse_options, row_of
 from steer.evals.inspecting.outputs import output_of
 from steer.evals.manifest import manifest_of
+from steer.evals.naming import Named, parsed, plan_of
 from steer.evals.refusals import Refused
 
 MAX_ROWS = 32

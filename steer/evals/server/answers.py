@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from steer.evals.batching import Answer
-from steer.evals.inspecting.naming import Named
+from steer.evals.naming import Named
 from steer.evals.refusals import Refused
 
 Kind = Literal["chat", "text"]

@@ -4,17 +4,20 @@ import asyncio
 import hmac
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from jinja2 import TemplateError
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from steer.errors import SteerError
 from steer.evals.audit import AuditLog
 from steer.evals.batching import Answer, Asked, Batcher, Ticket
-from steer.evals.inspecting.naming import Named
+from steer.evals.naming import Named
 from steer.evals.refusals import Refused
 from steer.evals.server import answers
 from steer.evals.server.answers import Kind
@@ -22,6 +25,7 @@ from steer.evals.server.plans import Plans, Settings
 from steer.evals.server.schema import Chat, Completion, Generation
 
 DEFAULT_TOKENS = 256
+Form = TypeVar("Form", bound=Generation)
 
 
 def make_app(
@@ -33,7 +37,8 @@ def make_app(
         batcher: runs the rows.
         plans: what may be asked for.
         settings: what is allowed.
-        log: gets a record of every answer and refusal.
+        log: gets a record of every answer and refusal; an answer that cannot be recorded is not
+            given, and a stream that cannot be ends as an error.
     """
     server = _Server(batcher, plans, settings, log)
     app = FastAPI(title="manifold-steer", openapi_url=None, docs_url=None, redoc_url=None)
@@ -67,16 +72,18 @@ class _Server:
         self.tokenizer = batcher.lm.tokenizer
 
     async def guarded(
-        self, request: Request, answer: Callable[[Request], "asyncio.Future[Response] | object"]
+        self, request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         """Return the answer, or the refusal in the form of an error."""
         try:
             self._authorize(request)
-            return await answer(request)  # type: ignore[misc]
+            return await answer(request)
         except Refused as refusal:
             return self._refused(refusal)
         except SteerError as error:
-            return self._refused(Refused("plan_does_not_fit", str(error)))
+            return self._refused(Refused("bad_request", str(error)))
+        except Exception as error:  # no client is to see a traceback, nor an answer
+            return self._refused(_failed(error))
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002 - of a route's form
         """Return what may be asked for."""
@@ -84,14 +91,19 @@ class _Server:
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
-        said = Chat.model_validate(await self._body(request, Chat))
+        said = await self._said(request, Chat)
         if not getattr(self.tokenizer, "chat_template", None):
             raise Refused(
                 "unsupported_option",
                 f"{self.plans.model} has no chat template. Use /v1/completions.",
             )
         messages = [{"role": one.role, "content": one.content} for one in said.messages]
-        ids = self.batcher.lm.rows([self.batcher.lm.chat(messages)])[0]
+        try:
+            ids = self.batcher.lm.rows([messages])[0]
+        except TemplateError as error:
+            raise Refused(
+                "bad_request", f"The model's chat template refuses these messages: {error}."
+            ) from None
         top = (said.top_logprobs or 0) if said.logprobs else 0
         if said.top_logprobs and not said.logprobs:
             raise Refused("bad_request", "top_logprobs without logprobs: set logprobs to true.")
@@ -101,12 +113,9 @@ class _Server:
 
     async def completion(self, request: Request) -> Response:
         """Answer a completion."""
-        said = Completion.model_validate(await self._body(request, Completion))
-        ids = said.prompt if isinstance(said.prompt, list) else self._encoded(said.prompt)
+        said = await self._said(request, Completion)
+        ids = self.batcher.lm.rows([said.prompt])[0]  # type: ignore[list-item]
         return await self._answered(request, "text", said, ids, said.max_tokens, said.logprobs or 0)
-
-    def _encoded(self, text: str) -> list[int]:
-        return self.batcher.lm.rows([text])[0]
 
     async def _answered(
         self,
@@ -192,8 +201,10 @@ class _Server:
                     yield _event(chunk)
                 yield "data: [DONE]\n\n"
             except TimeoutError:
+                self._note(self._late())
                 yield _event(answers.error_of(self._late()))
-            except Refused as refusal:
+            except Exception as error:  # the stream has begun: its error is an event of it
+                refusal = error if isinstance(error, Refused) else _failed(error)
                 self._note(refusal)
                 yield _event(answers.error_of(refusal))
             finally:
@@ -210,22 +221,24 @@ class _Server:
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise Refused("unauthorized", "The bearer token is missing or wrong.")
 
-    async def _body(self, request: Request, form: type[Generation]) -> dict[str, object]:
-        """Return the body, if it is JSON of the right form and not too large."""
+    async def _said(self, request: Request, form: type[Form]) -> Form:
+        """Return the body, if it is JSON of the right form, not too large and not too slow."""
         data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > self.settings.max_body:
-                most = self.settings.max_body
-                raise Refused("too_large", f"The request has more than {most} bytes.")
         try:
-            found = json.loads(bytes(data))
-            form.model_validate(found)
+            async with asyncio.timeout(self.settings.timeout_s):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > self.settings.max_body:
+                        most = self.settings.max_body
+                        raise Refused("too_large", f"The request has more than {most} bytes.")
+        except TimeoutError:
+            raise self._late() from None
+        try:
+            return form.model_validate(json.loads(bytes(data)))
         except ValidationError as error:
             raise _invalid(error) from None
         except (ValueError, RecursionError) as error:
             raise Refused("bad_request", f"The body is not JSON: {error}.") from None
-        return found
 
     def _late(self) -> Refused:
         return Refused(
@@ -238,7 +251,10 @@ class _Server:
         return JSONResponse(answers.error_of(refusal), status_code=answers.status_of(refusal))
 
     def _note(self, refusal: Refused) -> None:
-        if self.log is not None:
+        if self.log is None:
+            return
+        # A refusal gives nothing away, so it goes out where the log cannot be written.
+        with suppress(Refused, OSError):
             self.log.append("note", {"refused": refusal.reason, "message": str(refusal)})
 
     def _record(self, head: Mapping[str, object], answer: Answer, named: Named) -> None:
@@ -250,6 +266,10 @@ class _Server:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _failed(error: Exception) -> Refused:
+    return Refused("pass_failed", f"There is no answer: {type(error).__name__}: {error}.")
 
 
 def _invalid(error: ValidationError) -> Refused:

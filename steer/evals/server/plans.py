@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer.errors import SteerError, did_you_mean
-from steer.evals.inspecting.naming import BARE, BASE, Named, loaded
 from steer.evals.manifest import plan_digest
+from steer.evals.naming import BARE, BASE, Named, loaded
 from steer.evals.refusals import Refused
 from steer.lm import LM
 
@@ -20,7 +20,7 @@ class Settings:
     token: str | None = None
     """What a client has to bear; None asks for nothing, and is for loopback only."""
     timeout_s: float = 120.0
-    """From the arrival of a request to its last token."""
+    """Of reading a request, and of answering it."""
     max_body: int = 1 << 20
     """Bytes of a request."""
     max_tokens: int = 1024

@@ -1,14 +1,12 @@
 """Damage against closed forms at the logits, plain HuggingFace logits, and finite differences."""
 
-import sys
-
 import pytest
 import torch
 
 import steer
 from steer.damage import divergence, suggest_strength
 from steer.damage.bound import _by_difference, _by_jvp
-from steer.damage.divergence import texts_of
+from steer.damage.diverging import texts_of
 from steer.errors import PlanError
 
 PROMPTS = ["one two three four five", "a b c d e f g", "the cat sat on the mat"]
@@ -141,7 +139,7 @@ def test_the_sign_of_the_strength_is_kept_and_relative_ones_are_multiples(lm):
 def test_the_order_of_the_prompts_and_the_size_of_the_batch_do_not_matter(lm, monkeypatch):
     add = plans(lm)["add"][0]
     one = suggest_strength(lm, add, PROMPTS, kl=0.1)
-    monkeypatch.setattr(sys.modules["steer.damage.divergence"], "LOGIT_BYTES", 1)
+    monkeypatch.setattr("steer.damage.diverging.LOGIT_BYTES", 1)
     other = suggest_strength(lm, add, PROMPTS[::-1], kl=0.1)
     assert other.strength == pytest.approx(one.strength, rel=1e-3)
 

@@ -134,6 +134,12 @@ def test_log_probs_of_the_prompt_and_the_likeliest_tokens_are_huggingfaces(lm, b
     assert steered.prompt_log_probs == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
+def test_a_prompt_of_one_token_has_nothing_to_score_before_it(lm, batcher):
+    one = lm.rows(["a"])[0][:1]
+    (answer,) = answers(batcher, [Asked(one, max_new_tokens=2, prompt_log_probs=True)])
+    assert answer.prompt_log_probs == []
+
+
 def test_a_bad_row_never_fails_its_batch_mates(lm, batcher):
     v = direction(lm)
     good = plans_of(lm)[1]
@@ -220,6 +226,58 @@ def test_a_guard_holds_back_the_very_token_that_it_flags(lm, batcher):
     assert answer.text == lm.tokenizer.decode(alone.tokens[0][:2])
 
 
+def test_what_a_guard_flags_is_not_named_among_tokens_or_log_probs_either(lm, batcher):
+    class Third:
+        kind = "test.Third"
+        n = 0
+
+        def scores(self, x):
+            self.n += 1
+            return torch.full(x.shape[:-1], float(self.n))
+
+    ids = lm.rows([PROMPTS[1]])[0]
+    monitor = steer.Monitor(steer.Read(SITE, Third(), scope=steer.OUTPUT))
+    asked = Asked(ids, [monitor], 8, guards=(Guard(0, 2.5),), top=2)
+    answer = batcher.submit(asked).future.result(60)
+    alone = lm.generate([PROMPTS[1]], max_new_tokens=8).tokens[0]
+    # The third pass reads the second new token: the first one alone may be known.
+    assert list(answer.tokens) == alone[:1]
+    assert len(answer.log_probs) == len(answer.top) == 1
+
+
+@pytest.mark.parametrize("scope", [steer.PROMPT, steer.OUTPUT])
+def test_a_reading_that_is_no_number_ends_the_row(lm, batcher, scope):
+    class Broken:
+        kind = "test.Broken"
+
+        def scores(self, x):
+            return torch.full(x.shape[:-1], float("nan"))
+
+    monitor = steer.Monitor(steer.Read(SITE, Broken(), scope=scope))
+    asked = Asked(lm.rows(["a b"])[0], [monitor], 4, guards=(Guard(0, 0.5),))
+    answer = batcher.submit(asked).future.result(60)
+    assert (answer.finish, answer.text, list(answer.tokens)) == ("guarded", "", [])
+
+
+def test_a_guard_on_generated_tokens_does_not_end_a_row_before_there_are_any(lm, batcher):
+    plan, guards = flat(1.5, steer.GENERATED)
+    asked = Asked(lm.rows(["a b"])[0], plan, 4, guards=guards)
+    assert batcher.submit(asked).future.result(60).finish == "length"
+
+
+def test_a_listener_that_fails_loses_its_own_row_only(lm, batcher):
+    def gone(_piece):
+        raise RuntimeError("the loop is closed")
+
+    ids = lm.rows(PROMPTS)
+    with batcher._changed:  # so that both are in one batch
+        first = batcher.submit(Asked(ids[0], (), 200), gone)
+        mate = batcher.submit(Asked(ids[1], (), 8))
+    assert mate.future.result(60).text == lm.generate([PROMPTS[1]], max_new_tokens=8)[0]
+    assert len(first.future.result(60).tokens) < 200
+    assert batcher.n_batches == 1
+
+
 def test_more_rows_than_may_wait_are_refused_and_none_is_lost(lm):
     hold = threading.Event()
     started = threading.Event()
@@ -283,11 +341,12 @@ def test_a_batch_of_fixed_shape_gives_the_same_bits_whoever_shares_it(lm, at):
     plan = plans_of(lm)[at]
     ids = lm.rows(PROMPTS)
     with Batcher(lm, shape=Shape(4, 16)) as batcher:
-        asked = Asked(ids[1], plan, 8)
+        asked = Asked(ids[1], plan, 8, prompt_log_probs=True)
         (alone,) = answers(batcher, [asked])
-        others = [Asked(ids[at], plans_of(lm)[at], 9) for at in (0, 2, 3)]
+        others = [Asked(ids[at], plans_of(lm)[at], 9, prompt_log_probs=True) for at in (0, 2, 3)]
         *_, shared = answers(batcher, [*others, asked])
     assert list(alone.log_probs) == list(shared.log_probs)
+    assert alone.prompt_log_probs == shared.prompt_log_probs
     assert alone.tokens == shared.tokens
 
 

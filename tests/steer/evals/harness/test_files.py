@@ -28,13 +28,9 @@ def llama():
 
 
 @pytest.fixture(scope="module")
-def theirs(lm, tmp_path_factory):
-    where = tmp_path_factory.mktemp("model")
-    lm.model.save_pretrained(where)
-    lm.tokenizer.save_pretrained(where)
-
+def theirs(lm, folder):
     def logits(file: Path) -> torch.Tensor:
-        made = cast("Any", SteeredModel)(pretrained=str(where), steer_path=str(file), device="cpu")
+        made = cast("Any", SteeredModel)(pretrained=str(folder), steer_path=str(file), device="cpu")
         ids = torch.tensor(lm.rows([PROMPT]))
         return made._model_call(ids)[0]
 

@@ -31,16 +31,12 @@ def lm():
 
 
 @pytest.fixture(scope="module")
-def hf(lm, tmp_path_factory):
+def hf(folder):
     """Return a function from max_length to lm-eval's own model on the same weights."""
-    where = tmp_path_factory.mktemp("hf")
-    lm.model.save_pretrained(where)
-    lm.tokenizer.save_pretrained(where)
 
     def made(max_length=None) -> HFLM:
-        return cast("Any", HFLM)(
-            pretrained=str(where), device="cpu", batch_size=2, max_length=max_length
-        )
+        own = cast("Any", HFLM)
+        return own(pretrained=str(folder), device="cpu", batch_size=2, max_length=max_length)
 
     return made
 

@@ -15,8 +15,8 @@ import torch
 
 import steer
 from steer.evals import Refused
-from steer.evals.inspecting.naming import plan_of
 from steer.evals.manifest import plan_digest
+from steer.evals.naming import plan_of
 from steer.evals.refusals import REASONS
 from steer.spec import canonical
 

@@ -126,7 +126,7 @@ def test_a_chat_is_rendered_by_the_models_own_template(lm, plans, client):
         top_logprobs=2,
         extra_body={"plan": "left", "digest": plans.by_name["left"].digest},
     )
-    wanted = lm.generate([lm.chat(messages)], plans_of(lm)["left"], max_new_tokens=5)
+    wanted = lm.generate([messages], plans_of(lm)["left"], max_new_tokens=5)
     assert found.choices[0].message.content == wanted[0]
     content = found.choices[0].logprobs.content
     assert [one.logprob for one in content] == pytest.approx(wanted.log_probs[0].tolist(), abs=1e-4)
@@ -149,9 +149,8 @@ def test_a_stream_is_steered_and_makes_up_the_whole_answer(lm, plans, client):
     )
     *parts, counted = list(chat)
     text = "".join(part.choices[0].delta.content or "" for part in parts)
-    wanted = lm.generate(
-        [lm.chat([{"role": "user", "content": "the cat"}])], plans_of(lm)["left"], max_new_tokens=5
-    )
+    said = [[{"role": "user", "content": "the cat"}]]
+    wanted = lm.generate(said, plans_of(lm)["left"], max_new_tokens=5)
     assert text == wanted[0]
     assert counted.usage.completion_tokens == 5
 
@@ -344,6 +343,21 @@ def test_every_answer_and_refusal_is_in_the_log(lm, plans, tmp_path):
     bodies = [json.loads(line)["body"] for line in path.read_text().splitlines()]
     assert bodies[1]["plan"] == plans.by_name["left"].digest
     assert bodies[2]["refused"] == "unknown_plan"
+
+
+def test_an_answer_that_cannot_be_recorded_is_not_given(lm, plans, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("the disk is full")
+
+    log = open_log(tmp_path / "log.jsonl", manifest_of(lm))
+    with serving(lm, plans, log=log) as (address, _), client_of(address) as client:
+        monkeypatch.setattr(log, "append", full)
+        for stream in (False, True):
+            with pytest.raises((openai.APIStatusError, openai.APIError)) as refused:
+                list(complete(client, "left", "a b", stream=stream))
+            assert "the disk is full" in str(refused.value)
+    monkeypatch.undo()
+    log.close()
 
 
 def test_plans_that_cannot_be_served_are_refused_at_the_start(lm, tmp_path):

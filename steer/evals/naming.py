@@ -1,7 +1,8 @@
-"""The model string `MODEL@DIGEST`, and plans from files, checked against the digest promised.
+"""Plans by digest: what a name promises, and the file that has to keep it.
 
-Inspect's generation cache knows the model's name and not its arguments, so the digest has to stand
-in the name: without it, a steered run is answered from the cache of another.
+Shared by all ways in. Inspect's generation cache knows the model's name and not its arguments, so
+there the digest stands in the name (`MODEL@DIGEST`): without it, a steered run is answered from the
+cache of another.
 """
 
 import re

@@ -116,6 +116,7 @@ def sweep(
     *,
     scope: Scope = LAST,
     read: AnySite = Site.logits(),  # noqa: B008 - a frozen value
+    prompt_lengths: Sequence[int] | None = None,
     budget: int | None = None,
 ) -> Sweep:
     """Return a sweep: every arm (a plan) at every prompt, measured; it runs when looked at.
@@ -131,10 +132,13 @@ def sweep(
             vocab] where the scope holds several tokens; `batch.arms` and `batch.rows` say which.
         scope: at which tokens it is measured.
         read: where; the logits, or any site, above which nothing is run.
+        prompt_lengths: tokens of each row that count as prompt; what follows counts as generated,
+            as in `lm.score`. None counts all as prompt.
         budget: bytes for everything but the weights; half of what is free by default.
 
     Raises:
-        PlanError: no arm, an attached plan around it, a budget that holds not one row.
+        PlanError: no arm, an attached plan around it, a budget that holds not one row, lengths
+            that are not those of the prompts.
         SteerError: an arm that does not fit; an intervention without a token in scope.
 
     >>> import torch, steer
@@ -148,7 +152,8 @@ def sweep(
     lm.registry.layout.tap(read)
     named = _named(arms)
     task = _task(lm, prompts, named, budget)
-    return Sweep(replace(task, scope=scope, read=read), list(named), measure)
+    lengths = None if prompt_lengths is None else _lengths(prompt_lengths, task.rows)
+    return Sweep(replace(task, scope=scope, read=read, lengths=lengths), list(named), measure)
 
 
 def generate_sweep(
@@ -213,6 +218,19 @@ def _task(lm: LM, prompts: Prompts, named: Mapping[str, Plan], budget: int | Non
         proof.one_token,
         proof.packs,
     )
+
+
+def _lengths(given: Sequence[int], rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    found = tuple(int(length) for length in given)
+    most = [len(row) for row in rows]
+    if len(found) != len(most) or not all(
+        0 < own <= all_ for own, all_ in zip(found, most, strict=True)
+    ):
+        raise PlanError(
+            f"The prompt lengths are {list(found)[:8]} for rows of {most[:8]} tokens. Give one for "
+            "each row, from 1 to the row's own length: the tokens after it count as generated."
+        )
+    return found
 
 
 def _named(arms: Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]:

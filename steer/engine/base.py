@@ -27,12 +27,21 @@ class Part:
     ids: Tensor
     mask: Tensor
     lengths: Tensor
+    declared: Tensor | None = None
+    """[prompt]: tokens that count as prompt; None for all."""
 
     @classmethod
-    def of(cls, numbers: Sequence[int], rows: Sequence[Sequence[int]], pad: int) -> "Part":
+    def of(
+        cls,
+        numbers: Sequence[int],
+        rows: Sequence[Sequence[int]],
+        pad: int,
+        declared: Sequence[int] | None = None,
+    ) -> "Part":
         """Pad the prompts of these numbers."""
         ids, mask = padded([rows[at] for at in numbers], pad, left=True)
-        return cls(torch.tensor(numbers), ids, mask, mask.sum(1))
+        known = None if declared is None else torch.tensor([declared[at] for at in numbers])
+        return cls(torch.tensor(numbers), ids, mask, mask.sum(1), known)
 
     @property
     def columns(self) -> int:
@@ -133,7 +142,7 @@ def run_base(registry: HookRegistry, part: Part, asked: Asked, climber: Climber,
 
     wanted = dict.fromkeys([*inputs, *asked.sites, asked.read])
     run = registry.climbing(registry.wire([]), [(site, take) for site in wanted], climber)
-    sequences = sequences_of(part.ids, part.mask, part.rows.tolist(), n)
+    sequences = sequences_of(part.ids, part.mask, part.rows.tolist(), n, part.declared)
     every, names = torch.arange(len(part.rows)), names_of(registry)
     arguments = part.arguments(every, part.columns, part.columns, names)
     arguments |= {"use_cache": asked.cached, "past_key_values": base.cache}
@@ -151,7 +160,7 @@ def run_base(registry: HookRegistry, part: Part, asked: Asked, climber: Climber,
 
 def whole_scope(part: Part, scope: Scope, registry: HookRegistry) -> Tensor:
     """Return [prompt, column] bool: the tokens in scope of whole prompts."""
-    prompt = Prompt(part.mask, part.ids)
+    prompt = Prompt(part.mask, part.ids, part.declared)
     positions = prompt.positions(0, part.columns)
     tokens = Tokens(positions, part.rows, prompt.lengths, part.ids, prompt, registry.decode)
     return scope.select(tokens)
@@ -181,4 +190,5 @@ def call(registry: HookRegistry, arguments: Mapping[str, object]) -> None:
 
 def prompt_of(part: Part, prompts: Tensor, seen: int) -> Prompt:
     """Return the declaration of rows that repeat the last columns of some prompts of a part."""
-    return Prompt(part.mask[prompts, -seen:], part.ids[prompts, -seen:])
+    declared = None if part.declared is None else part.declared[prompts]
+    return Prompt(part.mask[prompts, -seen:], part.ids[prompts, -seen:], declared)

@@ -59,7 +59,12 @@ class Cells:
 
 
 def cells_of(
-    registry: HookRegistry, base_rows: Tensor, rows: Sequence[Sequence[int]], n_arms: int, n: int
+    registry: HookRegistry,
+    base_rows: Tensor,
+    rows: Sequence[Sequence[int]],
+    n_arms: int,
+    n: int,
+    declared: Tensor | None = None,
 ) -> Cells:
     """Return the cells of some prompts.
 
@@ -69,6 +74,7 @@ def cells_of(
         rows: their token ids.
         n_arms: how many arms.
         n: how many prompts there are in all.
+        declared: [prompt], tokens that count as prompt; None for all.
     """
     width = max(len(row) for row in rows)
     lengths = torch.tensor([len(row) for row in rows])
@@ -77,7 +83,8 @@ def cells_of(
     ids[mask] = torch.tensor([token for row in rows for token in row])
     prompts = torch.arange(len(rows)).repeat(n_arms)
     arms = torch.arange(n_arms).repeat_interleave(len(rows))
-    prompt = Prompt(mask[prompts], ids[prompts])
+    known = None if declared is None else declared[prompts]
+    prompt = Prompt(mask[prompts], ids[prompts], known)
     tokens = Tokens(
         prompt.positions(0, width),
         base_rows[prompts],

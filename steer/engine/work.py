@@ -33,7 +33,7 @@ from steer.interventions.patch import Patch
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
 from steer.running import Work
-from steer.scopes import LAST, Scope
+from steer.scopes import GENERATED, LAST, OUTPUT, Scope
 from steer.sites import AnySite, Site
 from steer.wiring import Wiring
 
@@ -58,6 +58,8 @@ class Task:
     """Below the first start one token runs, not one row."""
     packs: bool = False
     """Rows may be single tokens (see `packed`)."""
+    lengths: Sequence[int] | None = None
+    """[prompt]: tokens that count as prompt, what follows as generated; None for all."""
 
     @property
     def n_layers(self) -> int:
@@ -110,7 +112,9 @@ class Job:
         self._base_executed: dict[int, int] = {}
         self.book = Work(task.wiring)
         """Counts what is in scope of whole prompts, run or not."""
-        self._parts = [Part.of(part, task.rows, task.pad) for part in self._split()]
+        self._parts = [
+            Part.of(part, task.rows, task.pad, task.lengths) for part in self._split()
+        ]
         self._cells = [self._booked(part) for part in self._parts]
         self.book.require_fired()
         self._stages: dict[int, Stage] = {}
@@ -132,12 +136,19 @@ class Job:
         # Logits of a row: one column for one token in scope; at most all of them.
         if self.task.read != Site.logits():
             return 0
-        return 1 if self.task.scope == LAST else tokens
+        if self.task.scope == LAST:
+            return 1
+        if self.task.scope in (OUTPUT, GENERATED) and self.task.lengths is not None:
+            pairs = zip(self.task.rows, self.task.lengths, strict=True)
+            return min(tokens, max(len(row) - own for row, own in pairs) + 1)
+        return tokens
 
     def _booked(self, part: Part) -> Cells:
         rows = [self.task.rows[at] for at in part.rows.tolist()]
         n = len(self.task.rows)
-        cells = cells_of(self.task.registry, part.rows, rows, self.task.n_arms, n)
+        cells = cells_of(
+            self.task.registry, part.rows, rows, self.task.n_arms, n, part.declared
+        )
         self.book.begin(cells.now)
         return cells
 

@@ -58,6 +58,48 @@ def test_several_tokens_are_measured_with_their_mask(any_lm: LM):
         torch.testing.assert_close(sweep.values[at][kept], wanted[kept], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "scope", [steer.PROMPT, steer.LAST, steer.GENERATED, steer.OUTPUT, steer.ALL], ids=repr
+)
+def test_what_follows_the_prompt_counts_as_generated(any_lm: LM, scope: steer.Scope):
+    tails = ([8], [21, 70, 4], [13, 14])
+    rows = [row + tail for row, tail in zip(PROMPTS, tails, strict=True)]
+    lengths = [len(row) for row in PROMPTS]
+
+    def likelihood(logits: Tensor, batch: steer.Batch) -> Tensor:
+        assert batch.positions is not None
+        known = logits.float().log_softmax(-1)
+        targets = torch.zeros(batch.positions.shape, dtype=torch.long)
+        real = batch.positions >= 0
+        for at, row in enumerate(batch.rows.tolist()):
+            for column, position in enumerate(batch.positions[at].tolist()):
+                real[at, column] &= position + 1 < len(rows[row])
+                targets[at, column] = rows[row][min(position + 1, len(rows[row]) - 1)]
+        found = known.gather(2, targets[..., None])[..., 0]
+        return torch.where(real, found, 0.0).sum(1)
+
+    arms = adds(any_lm, 1.0, -2.0, 0.5, scope=scope)
+    swept = steer.sweep(
+        any_lm, rows, arms, likelihood, scope=steer.OUTPUT, prompt_lengths=lengths
+    )
+    for at, arm in enumerate(arms):
+        # One pass over each row alone, as a user would loop.
+        for row, (tokens, length) in enumerate(zip(rows, lengths, strict=True)):
+            with any_lm.attached(arm) as run, run.prompt([length]):
+                ids = torch.tensor([tokens])
+                logits = any_lm.model(input_ids=ids, use_cache=False).logits[0].float()
+            known = logits.log_softmax(-1)[length - 1 : -1]
+            wanted = known.gather(1, ids[0, length:, None]).sum()
+            assert swept.values[at, row] == pytest.approx(float(wanted), abs=5e-4)
+    assert swept.executed == swept.cost().token_blocks
+
+
+def test_prompt_lengths_must_fit(lm: LM):
+    for lengths in ([5, 8], [0, 8, 2], [5, 9, 2]):
+        with pytest.raises(steer.PlanError, match=r"prompt lengths are .* one for each row"):
+            steer.sweep(lm, PROMPTS, adds(lm, 1.0), top, prompt_lengths=lengths)
+
+
 @pytest.mark.parametrize("read", [Site(2), Site(2, "mlp_out"), Site(3, "resid_pre"), Site.embed()])
 def test_any_site_can_be_measured_and_nothing_above_it_runs(lm: LM, read: Site):
     arms = adds(lm, 1.0, 3.0, scope=steer.at(-2))

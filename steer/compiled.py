@@ -31,7 +31,7 @@ from steer.interventions.plans import Plan
 from steer.lm import LM
 from steer.loaded import Loaded
 from steer.lowered import Buffers, Limits, limits_exceeded
-from steer.passes import last_columns, open_pass
+from steer.passes import CACHE_NAMES, cache_of, cache_of_generate, last_columns, open_pass
 from steer.prompts import Prompts, padded, sequences_of
 from steer.registry import hooked
 from steer.scopes import LAST, Scope, require_scope
@@ -342,8 +342,8 @@ class Compiled:
             out = self._shell(loaded, sequences, recorder, n).generate(
                 input_ids=self._filled(ids),
                 attention_mask=self._filled(mask.long()),
-                past_key_values=self._fresh_cache(),
                 stopping_criteria=StoppingCriteriaList(stops),
+                **{cache_of_generate(model): self._fresh_cache()},
                 **{**asked, "disable_compile": True, "use_cache": True},
             )
         loaded.require_fired()
@@ -373,8 +373,8 @@ class Compiled:
 
         @functools.wraps(model.forward)
         def forward(**inputs: Any) -> Any:
-            ids, past = inputs["input_ids"], inputs["past_key_values"]
-            shown = {"input_ids": ids[:n].cpu(), "past_key_values": past}
+            ids, past = inputs["input_ids"], cache_of(inputs)
+            shown = {"input_ids": ids[:n].cpu(), CACHE_NAMES[0]: past}
             now = open_pass((), shown, sequences, decode)[0]
             # Prompts differ in length, and each length would be a graph.
             eager = now.tokens.from_start or ids.shape[1] > 1

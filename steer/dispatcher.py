@@ -16,6 +16,7 @@ from steer.errors import PlanError, UnsupportedModel
 from steer.generating import option_of
 from steer.lm import LM
 from steer.models.layout import Tap, Whole
+from steer.passes import CACHE_NAMES
 from steer.sites import AnySite, Site, require_sites
 
 ACTIVE: ContextVar[object] = ContextVar("steer_compiled", default=None)
@@ -130,7 +131,7 @@ def _refuse_model(lm: LM) -> None:
         )
 
 
-ELSEWHERE = ("past_key_values", "cache_implementation", "compile_config", "use_cache")
+ELSEWHERE = (*CACHE_NAMES, "cache_implementation", "compile_config", "use_cache")
 MORE_ROWS = ("num_beams", "num_return_sequences")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steer.bookkeeping import Sequences
 from steer.errors import PlanError
-from steer.passes import cache_length
+from steer.passes import cache_length, cache_of
 from steer.scopes import ALL
 from steer.tokens import Decode, Prompt, Tokens
 from steer.wiring import Reading, Wiring
@@ -85,7 +85,7 @@ def sequences_of_generate(
     if ids is not None and ids.shape != mask.shape:
         ids = None  # the new tokens alone were given: what the cache holds cannot be searched
     prompt = Prompt(mask, ids)
-    start = cache_length(given.get("past_key_values"))
+    start = cache_length(cache_of(given))
     sequences = Sequences(
         prompt,
         torch.arange(len(mask)),
@@ -193,7 +193,7 @@ def refuse_generation(
             raise PlanError(
                 f"{op.read!r} reads tokens of the first {past} columns, which the cache given to "
                 "generate holds already. They are not run again, so the reading would lack them. "
-                "Leave past_key_values out, or read the new tokens only."
+                "Leave the cache out, or read the new tokens only."
             )
 
 

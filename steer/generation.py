@@ -22,6 +22,7 @@ from steer.context import ATTACHED
 from steer.errors import PlanError, did_you_mean
 from steer.generating import end_tokens, option_of
 from steer.interventions.plans import Plan
+from steer.passes import CACHE_NAMES
 from steer.prompts import padded, sequences_of
 from steer.receipt import Receipt
 from steer.registry import HookRegistry
@@ -211,7 +212,7 @@ def refuse_unknown(model: object, options: Mapping[str, Any]) -> None:
     """
     known = set(GenerationConfig().to_dict())
     known |= set(inspect.signature(type(model).generate).parameters)  # type: ignore[attr-defined]
-    known |= {"past_key_values", "max_new_tokens", "disable_compile", "stop_strings", "tokenizer"}
+    known |= {*CACHE_NAMES, "max_new_tokens", "disable_compile", "stop_strings", "tokenizer"}
     for name in ("input_ids", "inputs", "attention_mask", "inputs_embeds"):
         if name in options:
             raise PlanError(

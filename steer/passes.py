@@ -3,7 +3,8 @@
 Pure but for `Sequences`, which is owned by one generate call or one declared prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from inspect import signature
 from typing import cast
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 from steer.bookkeeping import Pass, Sequences
 from steer.errors import PlanError, ScopeError
 from steer.tokens import Decode, Prompt, Tokens
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""transformers 5.24 renamed the argument; until 5.40 it takes both, and its generate passes the
+new one. Models of older releases, and remote code, know the old one only."""
 
 
 def open_pass(
@@ -27,7 +32,7 @@ def open_pass(
         ScopeError: packed rows, whose positions restart within a row.
     """
     ids, n_rows, n_columns = _inputs(args, kwargs)
-    past = kwargs.get("past_key_values")
+    past = cache_of(kwargs)
     if sequences is not None and sequences.prompt is not None:
         tokens = _within(sequences, ids, n_rows, n_columns, past, decode)
     else:
@@ -47,6 +52,22 @@ def _inputs(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Tensor
             "cannot be counted. Call it with one of them."
         )
     return None, found.shape[0], found.shape[1]
+
+
+def cache_of(given: Mapping[str, object]) -> object:
+    """Return the HuggingFace cache among the arguments of a call, under either of its names."""
+    return next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
+
+
+def cache_name(parameters: Container[str]) -> str:
+    """Return the name under which a forward with these parameters takes a cache."""
+    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
+
+
+def cache_of_generate(model: object) -> str:
+    """Return the name under which a model's generate takes a cache."""
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    return cache_name(() if prepare is None else signature(prepare).parameters)
 
 
 def cache_length(past: object) -> int:

@@ -30,6 +30,7 @@ from benchmarks.speed.inputs import (
 from benchmarks.stats import Number
 from benchmarks.task import Options
 from steer.models.tiny_tokenizer import tiny_tokenizer
+from steer.passes import cache_of_generate
 
 CONTROLS = ("bare_over_bare_idle", "bare_over_bare_edit")
 SWEEP_CONTROLS = ("path_bare_over_bare", "heatmap_bare_over_bare")
@@ -222,7 +223,7 @@ def plain(
             cached: dict[str, Any] = {"cache_implementation": "static"}
         else:
             kept.reset()
-            cached = {"past_key_values": kept}
+            cached = {cache_of_generate(model): kept}
         out = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=torch.ones_like(ids), **asked, **cached
         )

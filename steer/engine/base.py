@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from steer.bookkeeping import Pass
 from steer.capture import Enough, columns_in, takes_columns
 from steer.engine.climb import Climber
+from steer.passes import cache_name
 from steer.prompts import padded, sequences_of
 from steer.registry import HookRegistry
 from steer.scopes import Scope
@@ -145,7 +146,7 @@ def run_base(registry: HookRegistry, part: Part, asked: Asked, climber: Climber,
     sequences = sequences_of(part.ids, part.mask, part.rows.tolist(), n, part.declared)
     every, names = torch.arange(len(part.rows)), names_of(registry)
     arguments = part.arguments(every, part.columns, part.columns, names)
-    arguments |= {"use_cache": asked.cached, "past_key_values": base.cache}
+    arguments |= {"use_cache": asked.cached, cache_name(names): base.cache}
     if takes_columns(registry.model):
         keep = columns_in(asked.scope, sequences, registry)
         arguments["logits_to_keep"] = keep if asked.read == Site.logits() else 1

@@ -20,6 +20,7 @@ from steer.engine.plan import even, parts_of
 from steer.engine.starts import Cells, cells_of, starts_of
 from steer.engine.work import Task
 from steer.generation import Generations, LogProbs, generate_declared
+from steer.passes import cache_of_generate
 from steer.sites import Site
 
 
@@ -89,7 +90,7 @@ def _declared(
             (_own(layer.keys, prompts, before), _own(layer.values, prompts, before))  # type: ignore[union-attr]
             for layer in base.cache.layers
         ]
-        cache = {"past_key_values": DynamicCache(held)}
+        cache = {cache_of_generate(task.registry.model): DynamicCache(held)}
     seen = part.columns if shared else int(cells.lengths[numbers].max())
     arms = cells.now.tokens.arms
     assert arms is not None

@@ -12,6 +12,7 @@ from steer.engine.packed import Packed, sight_of
 from steer.engine.plan import Chunk
 from steer.engine.prefix import Prefix
 from steer.engine.starts import Cells
+from steer.passes import cache_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +76,7 @@ def inputs_of(
         wanted = base.scope[prompts][:, -chunk.tokens :].any(0)
     arguments |= {
         "use_cache": prefix is not None,
-        "past_key_values": None if prefix is None else prefix.cache(),
+        cache_name(names): None if prefix is None else prefix.cache(),
     }
     return Inputs(prompts, sequences, arguments, prefix, wanted)
 

@@ -112,9 +112,7 @@ class Job:
         self._base_executed: dict[int, int] = {}
         self.book = Work(task.wiring)
         """Counts what is in scope of whole prompts, run or not."""
-        self._parts = [
-            Part.of(part, task.rows, task.pad, task.lengths) for part in self._split()
-        ]
+        self._parts = [Part.of(part, task.rows, task.pad, task.lengths) for part in self._split()]
         self._cells = [self._booked(part) for part in self._parts]
         self.book.require_fired()
         self._stages: dict[int, Stage] = {}
@@ -146,9 +144,7 @@ class Job:
     def _booked(self, part: Part) -> Cells:
         rows = [self.task.rows[at] for at in part.rows.tolist()]
         n = len(self.task.rows)
-        cells = cells_of(
-            self.task.registry, part.rows, rows, self.task.n_arms, n, part.declared
-        )
+        cells = cells_of(self.task.registry, part.rows, rows, self.task.n_arms, n, part.declared)
         self.book.begin(cells.now)
         return cells
 

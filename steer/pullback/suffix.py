@@ -25,6 +25,7 @@ from steer.errors import PlanError
 from steer.generation import pad_token
 from steer.interventions import Custom
 from steer.lm import LM
+from steer.passes import cache_name
 from steer.scopes import LAST
 from steer.sites import AnySite, Site
 from steer.step import Step
@@ -67,10 +68,10 @@ class Suffix:
         before = part.columns - 1
         seen = part.mask[prompts, :before].any()
         prefix = Prefix(self.base.cache, before) if bool(seen) else None
-        arguments = part.arguments(
-            prompts, 1, part.columns if prefix else 1, names_of(registry)
-        ) | {"use_cache": prefix is not None,
-             "past_key_values": None if prefix is None else prefix.cache()}  # fmt: skip
+        names = names_of(registry)
+        arguments = part.arguments(prompts, 1, part.columns if prefix else 1, names)
+        arguments["use_cache"] = prefix is not None
+        arguments[cache_name(names)] = None if prefix is None else prefix.cache()
         if takes_columns(registry.model):
             arguments["logits_to_keep"] = 1
         declared = prompt_of(part, prompts, part.columns if prefix else 1)

@@ -24,6 +24,7 @@ from transformers.cache_utils import StaticLayer
 
 import steer
 from steer import LM
+from steer.passes import cache_of_generate
 
 N_NEW, LAYER = 5, 1
 PROMPTS = [
@@ -308,7 +309,7 @@ def continued(lm: LM, kind: str, keep: int) -> Any:
     else:
         cache = DynamicCache(config=lm.model.config)
     with torch.no_grad():
-        lm.model(input_ids=ids[:, :keep], past_key_values=cache, use_cache=True)
+        lm.model(input_ids=ids[:, :keep], use_cache=True, **{cache_of_generate(lm.model): cache})
     return cache
 
 
@@ -321,7 +322,7 @@ def test_a_continuation_counts_from_the_start_of_the_text(
     inputs = {
         "input_ids": ids if given == "everything" else ids[:, keep:],
         "attention_mask": torch.ones_like(ids),
-        "past_key_values": continued(any_lm, kind, keep),
+        cache_of_generate(any_lm.model): continued(any_lm, kind, keep),
     }
     with any_lm.attached(plan_of(any_lm)) as run:
         found = generate(any_lm, **inputs)
@@ -337,7 +338,7 @@ def test_a_scope_that_the_given_cache_holds_never_fires(lm: LM) -> None:
         pytest.raises(steer.NeverFired, match=r"none of the \d+ tokens seen was in its scope"),
         lm.attached(plan_of(lm, steer.at(2))),
     ):
-        generate(lm, input_ids=ids, past_key_values=cache)
+        generate(lm, input_ids=ids, **{cache_of_generate(lm.model): cache})
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,7 @@ def test_a_reading_of_tokens_that_a_given_cache_holds_is_refused(
 ) -> None:
     ids = torch.tensor(lm.rows(PROMPTS[:1]))
     read = steer.Read(SITE, Dot(lm), scope=scope, reduce=reduce)
-    inputs = {"input_ids": ids, "past_key_values": continued(lm, "dynamic", 4)}
+    inputs = {"input_ids": ids, cache_of_generate(lm.model): continued(lm, "dynamic", 4)}
     if not refused:
         with lm.attached([steer.Monitor(read)]):
             generate(lm, **inputs)

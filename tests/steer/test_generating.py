@@ -8,6 +8,7 @@ from transformers import DynamicCache, GenerationConfig
 
 import steer
 from steer.generating import sequences_of_generate
+from steer.passes import cache_of_generate
 from steer.sites import Site
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [1, 8, 9, 10, 11]])  # 0 pads
@@ -50,8 +51,8 @@ def test_options_come_from_arguments_then_the_config_given_then_the_models(lm):
 def test_a_given_cache_says_where_the_new_columns_begin(lm):
     cache = DynamicCache(config=lm.model.config)
     with torch.no_grad():
-        lm.model(input_ids=IDS[:, 1:4], past_key_values=cache)
-    sequences, _ = sequences_of_generate(lm.model, (IDS,), {"past_key_values": cache})
+        lm.model(input_ids=IDS[:, 1:4], **{cache_of_generate(lm.model): cache})
+    sequences, _ = sequences_of_generate(lm.model, (IDS,), {cache_of_generate(lm.model): cache})
     assert (sequences.column, sequences.seen) == (3, 3)
 
 

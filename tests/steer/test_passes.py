@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import steer
 from steer.interventions import Add, Read, When
+from steer.passes import CACHE_NAMES, cache_of_generate
 from steer.scopes import parse_scope
 from steer.sites import Site
 
@@ -67,8 +68,8 @@ def decoded(lm: "steer.LM", cuts: list[int], cache: Any, *, left: int = 0) -> Te
             input_ids=ids[:, start:end],
             attention_mask=mask[:, :end],
             position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, start:end],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_of_generate(lm.model): cache},
         )
         found.append(out.logits[0])
         start = end
@@ -106,11 +107,26 @@ def test_a_static_cache_is_counted_as_well(lm):
     torch.testing.assert_close(found, by_positions(lm, ROW, {6}), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("default:.past_key_values. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_both_names_of_the_cache_are_counted(lm, name):
+    if name == CACHE_NAMES[0] and cache_of_generate(lm.model) != name:
+        name = cache_of_generate(lm.model)  # a transformers that knows the old name only
+    with lm.attached([an_add(lm, steer.at(6))]) as run, torch.no_grad():
+        run.prompt([len(ROW)])
+        cache = lm.model(input_ids=torch.tensor([ROW[:5]]), use_cache=True)[1]
+        found = lm.model(input_ids=torch.tensor([ROW[5:]]), **{name: cache}).logits[0]
+    torch.testing.assert_close(found, by_positions(lm, ROW, {6})[5:], rtol=1e-3, atol=1e-4)
+    assert run.receipt[0].edited.tolist() == [1]
+
+
 def continued(lm: "steer.LM", scope: "steer.Scope") -> Tensor:
     with torch.no_grad():
-        cache = lm.model(input_ids=torch.tensor([ROW[:5]]), use_cache=True).past_key_values
+        cache = lm.model(input_ids=torch.tensor([ROW[:5]]), use_cache=True)[1]
         with lm.attached([an_add(lm, scope)]):
-            return lm.model(input_ids=torch.tensor([ROW[5:]]), past_key_values=cache).logits[0]
+            return lm.model(
+                input_ids=torch.tensor([ROW[5:]]), **{cache_of_generate(lm.model): cache}
+            ).logits[0]
 
 
 def test_over_a_cache_without_a_declared_prompt_positions_still_count_from_its_start(lm):
@@ -151,8 +167,8 @@ def test_text_is_found_in_the_prompt_of_a_decode_loop(lm):
     may = next(i for i, token in enumerate(lm.tokens(ids)) if token == " May")
     with lm.attached([an_add(lm, steer.text("May") | steer.LAST)]) as run, torch.no_grad():
         run.prompt([len(ids) - 1])
-        cache = lm.model(input_ids=torch.tensor([ids[:-1]]), use_cache=True).past_key_values
-        lm.model(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache)
+        cache = lm.model(input_ids=torch.tensor([ids[:-1]]), use_cache=True)[1]
+        lm.model(input_ids=torch.tensor([ids[-1:]]), **{cache_of_generate(lm.model): cache})
     assert run.receipt[0].edited.tolist() == [2]
     assert may < len(ids) - 2
 
@@ -163,8 +179,8 @@ def test_text_beyond_the_first_chunk_of_a_prompt_is_an_error_and_not_a_miss(lm):
     def block() -> None:
         with lm.attached([an_add(lm, steer.text("May", missing="skip"))]) as run:
             run.prompt([ids.shape[1]])
-            cache = lm.model(input_ids=ids[:, :3], use_cache=True).past_key_values
-            lm.model(input_ids=ids[:, 3:], past_key_values=cache)
+            cache = lm.model(input_ids=ids[:, :3], use_cache=True)[1]
+            lm.model(input_ids=ids[:, 3:], **{cache_of_generate(lm.model): cache})
 
     with pytest.raises(steer.ScopeError, match=r"needs the token ids"):
         block()
@@ -191,12 +207,12 @@ def test_a_gate_latched_on_a_declared_prompt_holds_over_the_cache(lm, opens):
 def test_a_gate_whose_prompt_ended_before_the_plan_came_is_refused(lm):
     gate = When(Read(SITE, Sum()), an_add(lm, steer.ALL), above=0.0)
     with torch.no_grad():
-        cache = lm.model(input_ids=torch.tensor([ROW[:5]]), use_cache=True).past_key_values
+        cache = lm.model(input_ids=torch.tensor([ROW[:5]]), use_cache=True)[1]
 
     def block() -> None:
         with lm.attached([gate]) as run:
             run.prompt([N_PROMPT])
-            lm.model(input_ids=torch.tensor([ROW[5:]]), past_key_values=cache)
+            lm.model(input_ids=torch.tensor([ROW[5:]]), **{cache_of_generate(lm.model): cache})
 
     with pytest.raises(steer.PlanError, match=r"ended before the plan was attached.*run\.prompt"):
         block()

@@ -79,14 +79,13 @@ def test_what_follows_the_prompt_counts_as_generated(any_lm: LM, scope: steer.Sc
         return torch.where(real, found, 0.0).sum(1)
 
     arms = adds(any_lm, 1.0, -2.0, 0.5, scope=scope)
-    swept = steer.sweep(
-        any_lm, rows, arms, likelihood, scope=steer.OUTPUT, prompt_lengths=lengths
-    )
+    swept = steer.sweep(any_lm, rows, arms, likelihood, scope=steer.OUTPUT, prompt_lengths=lengths)
     for at, arm in enumerate(arms):
         # One pass over each row alone, as a user would loop.
         for row, (tokens, length) in enumerate(zip(rows, lengths, strict=True)):
-            with any_lm.attached(arm) as run, run.prompt([length]):
-                ids = torch.tensor([tokens])
+            ids = torch.tensor([tokens])
+            with any_lm.attached(arm) as run, torch.no_grad():
+                run.prompt([length])
                 logits = any_lm.model(input_ids=ids, use_cache=False).logits[0].float()
             known = logits.log_softmax(-1)[length - 1 : -1]
             wanted = known.gather(1, ids[0, length:, None]).sum()

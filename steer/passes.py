@@ -102,6 +102,14 @@ def _within(
     counted = length() if callable(length) else None
     # A static cache counts on the device; asking it would wait for the device at every token.
     start = 0 if past is None else counted if isinstance(counted, int) else s.column
+    if past is not None and s.generating and start + n_columns < s.seen:
+        raise PlanError(
+            f"A pass of {n_columns} tokens was given a cache that holds {start}, after {s.seen} "
+            "had been seen: it has lost what came before, so the model answers to the new tokens "
+            "alone and their positions cannot be told. TransformerLens 4.3 loses it so under "
+            "transformers 5.24, which renamed the argument past_key_values. Use lm.generate, "
+            "use_cache=False, or releases that agree."
+        )
     positions = prompt.positions(start, n_columns) if s.places is None else s.places
     end = start + n_columns
     fresh = None

@@ -5,6 +5,7 @@ The bridge keeps the model's attention kernel and its unfolded weights (see
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING
@@ -45,6 +46,22 @@ def decode_added(
         return out[:, ids.shape[1] :]
 
     return run
+
+
+def keeps_cache(bridge: "TransformerBridge", ids: Tensor) -> bool:
+    """Whether cached generation in a bridge sees the prompt.
+
+    TransformerLens 4.3 does not find the cache under the name that transformers gives it from 5.24
+    on, and answers to the last token alone.
+    """
+    asked = {"max_new_tokens": 4, "do_sample": False, "stop_at_eos": False}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)
+        cached = bridge.hf_generate(ids, use_past_kv_cache=True, **asked)
+        whole = bridge.hf_generate(ids, use_past_kv_cache=False, use_cache=False, **asked)
+    assert isinstance(cached, Tensor)
+    assert isinstance(whole, Tensor)
+    return bool((cached == whole).all())
 
 
 def patched_streams(

@@ -6,7 +6,7 @@
 Activations; `probes` and `manifolds` fit read-outs and shapes on them. An intervention is a frozen
 recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, Erase, When,
 Monitor,
-PreserveNorm, Custom); a plan is a list of them, or Rows, one list per row of the batch.
+PreserveNorm, Redirect, Custom); a plan is a list of them, or Rows, one list per row of the batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
 `patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it,
@@ -60,6 +60,7 @@ from steer.interventions import Plan as Plan
 from steer.interventions import PreserveNorm as PreserveNorm
 from steer.interventions import ProbeField as ProbeField
 from steer.interventions import Read as Read
+from steer.interventions import Redirect as Redirect
 from steer.interventions import Relative as Relative
 from steer.interventions import Rotate as Rotate
 from steer.interventions import Rows as Rows

@@ -22,7 +22,7 @@ from steer.interventions.following import Follow
 from steer.interventions.gates import Monitor, When
 from steer.interventions.linear import Ablate, Add, Affine, Clamp, Rotate, Scale
 from steer.interventions.patch import Patch
-from steer.interventions.wrap import Custom, PreserveNorm
+from steer.interventions.wrap import Custom, PreserveNorm, Redirect
 from steer.protocols import Intervention
 from steer.scopes import ALL
 from steer.sites import AnySite, Site
@@ -144,6 +144,7 @@ _NOT_AFFINE: Mapping[type, str] = {
     MoveAlong: "it moves along a manifold, which is not affine in the stream",
     MoveTo: "it moves to a point of a manifold, which is not affine in the stream",
     PreserveNorm: "it divides by each token's norm, which is not affine in the stream",
+    Redirect: "how far it goes depends on the state that it starts from",
     Snap: "it projects onto a manifold, which is not affine in the stream",
     When: "it is a gate: whether it acts depends on what is read, and weights always act",
 }

@@ -27,3 +27,4 @@ from steer.interventions.plans import Plan as Plan
 from steer.interventions.plans import Rows as Rows
 from steer.interventions.wrap import Custom as Custom
 from steer.interventions.wrap import PreserveNorm as PreserveNorm
+from steer.interventions.wrap import Redirect as Redirect

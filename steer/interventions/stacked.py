@@ -19,7 +19,7 @@ from steer.interventions.erase import Erase
 from steer.interventions.gates import Monitor, When
 from steer.interventions.linear import Ablate, Add, Affine, Clamp, Rotate, Scale
 from steer.interventions.patch import Patch
-from steer.interventions.wrap import PreserveNorm
+from steer.interventions.wrap import PreserveNorm, Redirect
 from steer.protocols import Intervention
 
 Field = Callable[[Any, Any], tuple[Tensor, bool]]
@@ -68,6 +68,7 @@ FIELDS: Mapping[type, Mapping[str, Field]] = {
     Erase: {"strength": _number},
     When: {"above": _number},
     PreserveNorm: {},
+    Redirect: {"direction": _plain},
     Monitor: {},
 }
 """What may differ between the members of a stack, kind by kind."""
@@ -114,7 +115,7 @@ def exact_signature(item: Intervention) -> object:
     are. Rows of one batch must not feel each other to the bit; arms of a sweep may.
     """
     inner: object = item
-    while isinstance(inner, When | PreserveNorm):
+    while isinstance(inner, When | PreserveNorm | Redirect):
         inner = inner.inner
     wide = [getattr(inner, name, None) for name in ("basis", "subspace")]
     several = any(isinstance(rows, Tensor) and len(rows) > FEW for rows in wide)
@@ -166,7 +167,7 @@ def _stacked(items: Sequence[Intervention], n_rows: int, device: torch.device) -
         new = Relative(values) if isinstance(value, Relative) else values
         object.__setattr__(made, name, new)  # the constructors take one value, not one per row
     if hasattr(first, "inner"):
-        inner = [cast("When | PreserveNorm", item).inner for item in items]
+        inner = [cast("When | PreserveNorm | Redirect", item).inner for item in items]
         object.__setattr__(made, "inner", _stacked(inner, n_rows, device))
     return made
 

@@ -1,6 +1,6 @@
-"""Wrappers and escapes: PreserveNorm around another intervention, Custom around a function."""
+"""Wrappers and escapes: PreserveNorm and Redirect around another intervention, Custom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steer.errors import PlanError
-from steer.interventions.arithmetic import precise
+from steer.interventions.arithmetic import as_vector, precise
 from steer.interventions.recipe import Recipe
 from steer.protocols import Intervention
 from steer.scopes import ALL, Scope
@@ -51,6 +51,63 @@ class PreserveNorm(Recipe):
     def __repr__(self) -> str:
         """Say what it wraps."""
         return f"PreserveNorm({self.inner!r})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Redirect(Recipe):
+    """Move each token as far as another intervention would, but along a direction of its own.
+
+    h <- h + |edit(h) - h| * direction / |direction|. With a random direction it is the control of
+    any intervention: an edit of equal norm, at the same tokens, under the same gates, that means
+    nothing. Tokens that the inner intervention leaves alone keep their bits.
+
+    Raises:
+        PlanError: a direction that is not finite, or is zero.
+    """
+
+    kind: ClassVar[str] = "steer.Redirect"
+    inner: Intervention
+    direction: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the direction."""
+        direction = as_vector(self.direction, "The direction of Redirect")
+        if not bool(direction.any()):
+            raise PlanError(
+                "The direction of Redirect is zero, and there is no way along it. Give a vector "
+                "that points somewhere: torch.randn(lm.d_model), say."
+            )
+        object.__setattr__(self, "direction", direction)
+
+    @property
+    def site(self) -> AnySite:
+        """Where the inner intervention acts."""
+        return self.inner.site
+
+    @property
+    def scope(self) -> Scope:
+        """Where the inner intervention may act."""
+        return self.inner.scope
+
+    def edit(self, h: Tensor, step: Step) -> Tensor:
+        """Return h, moved along the direction by the length of the inner edit."""
+        edited = self.inner.edit(h, step)
+        far = (precise(edited) - precise(h)).norm(dim=-1, keepdim=True)
+        direction = precise(self.direction)
+        moved = h + (far * (direction / direction.norm())).to(h.dtype)
+        return torch.where((edited != h).any(-1, keepdim=True), moved, h)
+
+    def widths(self) -> Mapping[str, int]:
+        """Return the width of the direction."""
+        return {"direction": self.direction.shape[0]}
+
+    def parts(self) -> Sequence[object]:
+        """Return what it wraps."""
+        return (self.inner,)
+
+    def __repr__(self) -> str:
+        """Say what it wraps."""
+        return f"Redirect({self.inner!r}, d={self.direction.shape[0]})"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -18,7 +18,7 @@ import steer
 from steer import LM, Scope, Site, Step
 from steer.protocols import Intervention, Manifold
 
-N_ROWS = 36
+N_ROWS = 37
 """Rows of the batch of which every law uses a part; at least one for each factory."""
 N_NEW = 3
 """Tokens that the laws generate: enough for a decode step to differ from the one before."""
@@ -345,6 +345,10 @@ def _preserve_norm(w: Wanted) -> Intervention:
     return steer.PreserveNorm(_add(w))
 
 
+def _redirect(w: Wanted) -> Intervention:
+    return steer.Redirect(_add(w), w.setting.direction("redirect"))
+
+
 def _custom(w: Wanted) -> Intervention:
     shift = w.strength * w.setting.direction("custom")
     still = w.strength == 0
@@ -392,6 +396,7 @@ FACTORIES: Mapping[str, Factory] = {
     "control-read": _control_read,
     "forecast": _forecast,
     "preserve-norm": _preserve_norm,
+    "redirect": _redirect,
     "custom": _custom,
 }
 """Every way to make an intervention, by the name under which a law reports it."""

@@ -147,6 +147,7 @@ WRONG_WIDTHS: dict[str, Callable[[], Any]] = {
     "Patch, rows": lambda: steer.Patch(SITE, torch.ones(2, 48)),
     "Patch, its subspace": lambda: steer.Patch(SITE, torch.ones(64), subspace=torch.ones(48)),
     "PreserveNorm": lambda: steer.PreserveNorm(steer.Add(SITE, torch.ones(48))),
+    "Redirect": lambda: steer.Redirect(steer.Scale(SITE, 2.0), torch.ones(48)),
     "Rows": lambda: None,
 }
 

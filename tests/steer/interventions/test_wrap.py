@@ -1,11 +1,12 @@
-"""PreserveNorm and Custom."""
+"""PreserveNorm, Redirect and Custom."""
 
 import pytest
 import torch
 from torch import Tensor
 
 import steer
-from steer.interventions import Add, Custom, PreserveNorm, Scale
+from steer.errors import PlanError
+from steer.interventions import Add, Custom, PreserveNorm, Redirect, Scale
 from steer.sites import Site
 from steer.step import Step
 
@@ -113,3 +114,23 @@ def test_an_intervention_of_the_users_own_class_needs_no_import(lm):
     mine = lm.logits(rows, [Shift()])
     ours = lm.logits(rows, [Add(SITE, torch.ones(lm.d_model), scope=steer.LAST)])
     torch.testing.assert_close(mine, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_redirect_goes_as_far_as_the_inner_edit_along_its_own_direction():
+    direction = torch.randn(5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    inner = Scale(SITE, 3.0)  # how far differs from token to token
+    found = Redirect(inner, 5 * direction).edit(H, STEP)
+    moved, far = found - H, (inner.edit(H, STEP) - H).norm(dim=-1)
+    torch.testing.assert_close(moved.norm(dim=-1), far)
+    along = (moved @ direction) / direction.norm()
+    torch.testing.assert_close(along, far)
+
+
+def test_redirect_leaves_alone_what_the_inner_edit_leaves_alone():
+    found = Redirect(Scale(SITE, 1.0), V).edit(H, STEP)
+    assert torch.equal(found, H)
+
+
+def test_redirect_refuses_no_direction():
+    with pytest.raises(PlanError, match=r"direction of Redirect is zero.*points somewhere"):
+        Redirect(Scale(SITE, 2.0), torch.zeros(4))

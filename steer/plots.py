@@ -112,7 +112,7 @@ def dose_response(
         points = sorted(zip(factors, lines[arm], strict=True), key=lambda point: point[0])
         traces += [go.Scatter(_band(points, look)), go.Scatter(_line(arm, points, look))]
     layout = {
-        **_layout("factor of the plan's strength", unit),
+        **_layout("factor of the plan's strength", unit, list(lines)),
         **_zero_mark(factors),
         "hovermode": "x unified",
     }
@@ -137,7 +137,7 @@ def roc_figure(
         traces.append(_roc_line(name, *curves[name], look))
     traces.append(_roc_line("chance", [0.0, 1.0], [0.0, 1.0], _Look(THIN, "dash", 1.2)))
     unit = {"range": [-0.01, 1.01], "constrain": "domain", "dtick": 0.2}
-    layout = go.Layout(_layout("false-positive rate", "true-positive rate"))
+    layout = go.Layout(_layout("false-positive rate", "true-positive rate", [*curves, "chance"]))
     layout.update(xaxis=unit, yaxis={**unit, "scaleanchor": "x"})
     return go.Figure([go.Scatter(trace) for trace in traces], layout)
 
@@ -227,7 +227,10 @@ def _roc_line(
     }
 
 
-def _layout(x: str, y: str) -> dict[str, object]:
+def _layout(x: str, y: str, names: Sequence[str]) -> dict[str, object]:
+    # The legend takes its lines from the picture's height; in a narrow figure few names share one.
+    in_one = sum(len(name) + 6 for name in names) <= 52
+    lines = 1 if in_one else sum(_text(name, 32).count("<br>") + 1 for name in names)
     title = {"standoff": 8, "font": {"size": 13}}
     axis = {"zeroline": False, "automargin": True, "gridcolor": "#e3e5e8"}
     return {
@@ -235,13 +238,13 @@ def _layout(x: str, y: str) -> dict[str, object]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13},
-        "height": 380,
+        "height": 362 + 18 * min(lines, 12),
         "margin": {"l": 56, "r": 16, "t": 16, "b": 44},
         "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.08, "yanchor": "bottom"},
         "hoverlabel": {"bgcolor": "#1c1e21", "font": {"color": "#ffffff"}, "namelength": -1},
         "xaxis": {**axis, "title": {**title, "text": x}},
-        "yaxis": {**axis, "title": {**title, "text": _text(y, 40)}},
+        "yaxis": {**axis, "title": {**title, "text": _text(y, 36)}},
     }
 
 

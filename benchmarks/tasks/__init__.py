@@ -4,6 +4,7 @@ from benchmarks.tasks import arithmetic as arithmetic
 from benchmarks.tasks import belief as belief
 from benchmarks.tasks import cars as cars
 from benchmarks.tasks import ioi as ioi
+from benchmarks.tasks import methods as methods
 from benchmarks.tasks import normals as normals
 from benchmarks.tasks import numbers as numbers
 from benchmarks.tasks import planted as planted

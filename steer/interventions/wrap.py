@@ -93,8 +93,9 @@ class Redirect(Recipe):
         """Return h, moved along the direction by the length of the inner edit."""
         edited = self.inner.edit(h, step)
         far = (precise(edited) - precise(h)).norm(dim=-1, keepdim=True)
-        direction = precise(self.direction)
-        moved = h + (far * (direction / direction.norm())).to(h.dtype)
+        direction = step.vector(precise(self.direction), h)
+        unit = direction / direction.norm(dim=-1, keepdim=True)
+        moved = h + (far * unit).to(h.dtype)
         return torch.where((edited != h).any(-1, keepdim=True), moved, h)
 
     def widths(self) -> Mapping[str, int]:

@@ -76,7 +76,7 @@ def measure_choices(
 
 
 def summed_up(arms: tuple[str, ...], items: Sequence[Choice], found: Tensor) -> Measured:
-    """Return the measures of log-probabilities [arm, item, option]; -inf where there is no option."""
+    """Return the measures of log-probabilities [arm, item, option]; -inf: no such option."""
     targets = torch.tensor([item.target for item in items])
     own = found.gather(2, targets.expand(len(arms), -1)[..., None])[..., 0]
     others = found.scatter(2, targets.expand(len(arms), -1)[..., None], -torch.inf)

@@ -136,7 +136,8 @@ def _reading(found: Interval) -> Reading:
 
 
 def _drawn(place: int, figure: str | None) -> str:
-    # No < is left that could close the script tag; JSON reads the escape as the same letter.
+    # No < is left that could close the script tag; JSON reads the escape as the same letter. plotly
+    # escapes it too, but does not promise to.
     data = (figure or "").replace("&", "\\u0026").replace("<", "\\u003c")
     name = f"figure-{place}"
     return (

@@ -18,7 +18,7 @@ code { font: .92em ui-monospace, monospace; }
 .notes h2 { margin: 0 0 .3rem; color: var(--warn); } .notes ul { margin: 0; padding-left: 1.2rem; }
 .figures { display: grid; gap: 2rem 2.2rem; margin-top: 1rem;
            grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
-figure { margin: 0; min-width: 0; break-inside: avoid; } .plot { height: 380px; }
+figure { margin: 0; min-width: 0; break-inside: avoid; } .plot { min-height: 380px; }
 .plot .infolayer text, .plot .cartesianlayer text { fill: var(--ink) !important; }
 .plot .annotation text { fill: var(--soft) !important; }
 .plot .gridlayer path { stroke: var(--line) !important; }

@@ -1,6 +1,6 @@
 """What a report says, in plain sentences: what the plan moves, beside what its controls move."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 from steer.evals.report.table import Group, groups
 from steer.evals.report.values import Interval, Report
@@ -24,7 +24,8 @@ def _sentences(report: Report, model: str) -> Iterator[str]:
     every = [*report.numbers.values(), *report.controls.values()]
     unscored = sum(one.to_json()["value"] is None for one in every)
     told = {0: "all are scored", 1: "1 is unscored"}.get(unscored, f"{unscored} are unscored")
-    yield f"Of {len(report.numbers)} numbers and {len(report.controls)} controls, {told}."
+    numbers, controls = _count(report.numbers, "number"), _count(report.controls, "control")
+    yield f"Of {numbers} and {controls}, {told}."
 
 
 def _is_effect(group: Group) -> bool:
@@ -57,9 +58,9 @@ def _standing(found: Interval, controls: dict[str, Interval]) -> Iterator[str]:
     scored = {name: one for name, one in controls.items() if one.value is not None}
     met = [name for name, one in scored.items() if _overlap(found, one)]
     if met:
-        yield f"It overlaps {_listed(met)}, so the plan is not told apart from that."
+        yield f"It overlaps that of {_listed(met)}."
     elif scored:
-        yield f"It stands clear of {_listed(list(scored))}."
+        yield f"It is clear of that of {_listed(list(scored))}."
 
 
 def _overlap(one: Interval, other: Interval) -> bool:
@@ -70,6 +71,10 @@ def _overlap(one: Interval, other: Interval) -> bool:
 def _reach(found: Interval) -> tuple[float, float]:
     value = 0.0 if found.value is None else found.value
     return value if found.lo is None else found.lo, value if found.hi is None else found.hi
+
+
+def _count(found: Sized, word: str) -> str:
+    return f"{len(found)} {word}{'' if len(found) == 1 else 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -64,6 +64,9 @@ MAKERS: dict[str, Make] = {
         READ, steer.Add(SITE, vector(g, D), amount(g, at)), above=at - 2.0, latch="token"
     ),
     "preserve norm": lambda g, at: steer.PreserveNorm(steer.Add(SITE, vector(g, D), amount(g, at))),
+    "redirect": lambda g, at: steer.Redirect(
+        steer.Add(SITE, vector(g, D), amount(g, at)), vector(g, D)
+    ),
     "monitor": lambda _g, _at: steer.Monitor(READ),
 }
 

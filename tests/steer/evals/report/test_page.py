@@ -184,14 +184,14 @@ class TestSummary:
             page(REPORT)
         )
 
-    def test_says_which_controls_it_is_not_told_apart_from(self):
+    def test_says_which_controls_its_interval_overlaps(self):
         own = Interval(1.0, 0.5, 2.0)
         text = self.said(own, far=Interval(0.0, -1.0, 0.4), near=Interval(0.0, -1.0, 0.6))
-        assert "Its interval leaves out 0. It overlaps near, so" in text
+        assert "Its interval leaves out 0. It overlaps that of near." in text
 
-    def test_says_that_it_stands_clear_only_of_what_was_scored(self):
+    def test_says_that_it_is_clear_only_of_what_was_scored(self):
         text = self.said(Interval(1.0, 0.5, 2.0), far=Interval(0.4), lost=Interval(None))
-        assert "It stands clear of far." in text
+        assert "It is clear of that of far." in text
 
     def test_says_that_an_interval_holds_zero(self):
         assert "Its interval holds 0." in self.said(Interval(1.0, -0.5, 2.0))
@@ -204,12 +204,16 @@ class TestSummary:
 
     @pytest.mark.parametrize(
         ("values", "told"),
-        [((1.0,), "all are scored"), ((None,), "1 is unscored"), ((None, None), "2 are unscored")],
+        [
+            ((1.0,), "Of 1 number and 0 controls, all are scored."),
+            ((None,), "Of 1 number and 0 controls, 1 is unscored."),
+            ((None, None), "Of 2 numbers and 0 controls, 2 are unscored."),
+        ],
     )
     def test_counts_what_is_unscored(self, values, told):
         numbers = {f"a.{i}": Interval(value) for i, value in enumerate(values)}
         report = replace(REPORT, numbers=numbers, controls={})
-        assert f"Of {len(values)} numbers and 0 controls, {told}." in text_of(page(report))
+        assert told in text_of(page(report))
 
 
 class TestFigures:
@@ -252,6 +256,15 @@ class TestFigures:
         assert [t["name"] for t in figure["data"]] == ["m", "chance"]
         assert figure["data"][1]["x"] == figure["data"][1]["y"] == [0.0, 1.0]
 
+    def test_a_figure_grows_with_its_legend(self):
+        def height(*arms: str) -> int:
+            lines = {arm: [(1.0, 0.0, 2.0)] for arm in arms}
+            figure = dose_response([1.0], lines, own=None, unit="u")
+            return json.loads(figure.to_json() or "")["layout"]["height"]
+
+        assert height("plan") == height("plan", "random") == 380
+        assert height("plan " * 14, "random " * 3) == 380 + 3 * 18
+
     def test_names_are_escaped_for_plotly_which_reads_markup_in_them(self):
         lines = {"<b>x</b> & y": [(1.0, None, None)]}
         figure = dose_response([0.0], lines, own=None, unit="<a href='//x'>u</a>")
@@ -291,6 +304,9 @@ class TestDocument:
         text = page(hostile())
         assert not re.search("<(img|svg onload|a |b>|!--)", text.replace(plotly_js(), ""))
         assert text.count("<script>") == 2
+        data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+        assert len(data) == 2
+        assert "<" not in "".join(data)
         assert text.count("</script>") == text.count("<script")
         seen = text_of(text)
         for attack in ATTACKS:
@@ -308,7 +324,13 @@ def loaded(text: str, tmp_path: Path) -> tuple[str, str]:
 
 
 def plots_of(dom: str) -> list[str]:
-    return re.split(r'<div class="plot', dom)[1:]
+    return dom.split('<div class="plot js-plotly-plot"')[1:]
+
+
+def paths(plot: str, kind: str) -> int:
+    """Return how many paths were drawn among the curves; the legend has its own."""
+    layer = plot[plot.index('class="scatterlayer') : plot.index('class="infolayer')]
+    return len(re.findall(rf'<path class="{kind}"[^>]* d="M', layer))
 
 
 def texts(dom: str, kind: str) -> list[str]:
@@ -324,11 +346,10 @@ class TestInABrowser:
         assert "Content Security Policy" not in log
         sycophancy, perplexity, roc = plots_of(dom)
         for plot, arms in ((sycophancy, ["plan", "random"]), (perplexity, ["plan"])):
-            layer = plot[plot.index('class="scatterlayer') :]
-            assert len(re.findall(r'<path class="js-line"[^>]* d="M', layer)) == 2 * len(arms)
-            assert len(re.findall(r'<path class="js-fill"[^>]* d="M', layer)) == len(arms)
+            assert paths(plot, "js-line") == 2 * len(arms)
+            assert paths(plot, "js-fill") == len(arms)
             assert texts(plot, "legendtext") == arms
-        assert len(re.findall(r'<path class="js-line"[^>]* d="M', roc)) == 2
+        assert paths(roc, "js-line") == 2
         assert texts(roc, "legendtext") == ["monitor", "chance"]
         assert texts(sycophancy, "ytitle") == ["log-odds, nats"]
         assert texts(sycophancy, "annotation-text") == ["without the plan"]

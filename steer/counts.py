@@ -57,6 +57,12 @@ class Counts:
         """Return [line, row] the latest value read, and whether any token was in scope so far."""
         return self._counted("reads"), self._counted("eligible") > 0
 
+    def silent(self) -> list[tuple[int, int]]:
+        """Return (arm, line of the arm) of what saw no token in scope; waits for the devices."""
+        fired = self._counted("eligible").sum(1) > 0
+        arms = self._wiring.arms
+        return [(arm, arms[:at].count(arm)) for at, arm in enumerate(arms) if not bool(fired[at])]
+
     def lines(self, arms: Sequence[int], scores: dict[int, Scores]) -> dict[int, list[Line]]:
         """Return the receipt's lines of some arms; waits for the devices."""
         edits = self._wiring.edits

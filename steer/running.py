@@ -315,15 +315,17 @@ class Work:
             return self.counts.readings()
 
     def require_fired(self) -> None:
-        """Refuse a plan of which some intervention saw no token in scope.
+        """Refuse plans, in any arm, of which some intervention saw no token in scope.
 
         Raises:
             NeverFired: says which, where and why.
         """
-        silent = [line for line in self.receipt().lines if not line.fired]
+        with self.lock:
+            silent = self.counts.silent()
         if not silent:
             return
-        line = silent[0]
+        arm, which = silent[0]
+        line = self.receipt(arm).lines[which]
         if self.n_passes == 0:
             why = (
                 "no forward pass of this model ran inside the block. A pass in another thread is "
@@ -331,8 +333,9 @@ class Work:
             )
         else:
             why = f"none of the {int(line.seen.sum())} tokens seen was in its scope"
+        place = f"{line.site} in arm {arm}" if max(self.wiring.arms) > 0 else line.site
         raise NeverFired(
-            f"{line.intervention} at {line.site} never fired: {why}. Its effect would be reported "
+            f"{line.intervention} at {place} never fired: {why}. Its effect would be reported "
             "without having happened. Check the scope (GENERATED needs more than one new token), "
             "or leave the intervention out."
         )

@@ -2,30 +2,37 @@
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.methods.numbers import COMPARED_WITH, METHODS
 from benchmarks.result import Result
+from benchmarks.stats import Number
 
 SHOWN = (*METHODS[:6], "mean_difference_output", "prompting", "shuffled", "opposite")
 LABELS = {
-    "mean_difference_output": "mean difference\n(output tokens)",
-    "manifold": "manifold\n(output tokens)",
-    "prompting": "prompting\n(no budget)",
-    "ablation": "ablation\n(whole)",
-    "shuffled": "control: shuffled labels",
-    "opposite": "control: opposite sign",
+    "single_pair": "single pair",
+    "ablation": "ablation",
+    "manifold": "manifold, output tokens",
+    "mean_difference_output": "mean difference,\noutput tokens",
+    "shuffled": "control:\nshuffled labels",
+    "opposite": "control:\nopposite sign",
 }
+COLOURS = {name: f"C{k}" for k, name in enumerate(SHOWN[:8])}
+CONTROL = "0.45"
 
 
 def draw_methods(result: Result, path: Path) -> list[Path]:
     """Draw effects with intervals over the random bands, and beside them effect against damage."""
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
     _effects(left, result)
     _against_damage(right, result)
-    figure.suptitle(f"{result.model}: steering methods at equal damage")
+    budget = result.provenance.get("specs", {}).get("budget", 1.0)
+    figure.suptitle(
+        f"{result.model}: steering methods where 95 % of tokens move by at most {budget:g} nat"
+    )
     file = path.with_suffix(".png")
     figure.savefig(file, dpi=150)
     return [file]
@@ -35,73 +42,60 @@ def _effects(axes: Axes, result: Result) -> None:
     numbers = {**result.numbers, **result.controls}
     above = result.tables["above_random"]
     for row, name in enumerate(SHOWN):
-        one, band = numbers[name], numbers[COMPARED_WITH.get(name, "random")]
-        axes.fill_betweenx(
-            [row - 0.42, row + 0.42],
-            band.lo,
-            band.hi,
-            color="0.87",
-            linewidth=0,
-            label="a random direction (95 %)" if row == 0 else None,
-        )
+        _, lo, hi = _parts(numbers[COMPARED_WITH.get(name, "random")])
+        label = "where a random direction lies (95 %)" if row == 0 else None
+        axes.fill_betweenx([row - 0.45, row + 0.45], lo, hi, color="0.88", lw=0, label=label)
+        value, lo, hi = _parts(numbers[name])
+        colour = COLOURS.get(name, CONTROL)
         axes.errorbar(
-            one.value,
+            value,
             row,
-            xerr=[[one.value - one.lo], [one.hi - one.value]],
-            fmt="o" if above[name] else "o",
-            color=_colour(name),
-            markerfacecolor=_colour(name) if above[name] else "white",
+            xerr=[[value - lo], [hi - value]],
+            fmt="o",
+            color=colour,
+            markerfacecolor=colour if above[name] else "white",
             capsize=3,
         )
+    axes.plot([], [], "o", color="0.2", label="interval wholly above it")
+    axes.plot([], [], "o", color="0.2", markerfacecolor="white", label="not above it")
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set_yticks(range(len(SHOWN)), [_label(name) for name in SHOWN])
+    axes.set_yticks(range(len(SHOWN)), [_label(result, name) for name in SHOWN])
     axes.invert_yaxis()
     axes.set(
         xlabel="effect on the log-odds of the target answer (nats)",
-        title="95 % of tokens within 1 nat; filled: above random",
+        title="Effect at equal damage, held-out questions",
     )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
 
 
 def _against_damage(axes: Axes, result: Result) -> None:
     numbers = {**result.numbers, **result.controls}
     for name in SHOWN:
-        kl, one = numbers[f"{name}_answer_kl"], numbers[name]
-        axes.errorbar(
-            kl.value,
-            one.value,
-            xerr=[[kl.value - kl.lo], [kl.hi - kl.value]],
-            yerr=[[one.value - one.lo], [one.hi - one.value]],
-            fmt="o",
-            color=_colour(name),
-            alpha=0.9,
-            linewidth=0.8,
-        )
+        colour = COLOURS.get(name, CONTROL)
+        x, left, right = _parts(numbers[f"{name}_answer_kl"])
+        y, lo, hi = _parts(numbers[name])
+        spread = ([[x - left], [right - x]], [[y - lo], [hi - y]])
+        axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], fmt="o", color=colour, lw=0.8)
         axes.annotate(
             name.replace("_", " "),
-            (kl.value, one.value),
+            (x, y),
             xytext=(5, 4),
             textcoords="offset points",
             fontsize=8,
-            color=_colour(name),
+            color=colour,
         )
     for marker, control in (("x", "random"), ("+", "random_output")):
-        points = _draws(result, control)
-        axes.scatter(
-            [kl for kl, _ in points],
-            [effect for _, effect in points],
-            marker=marker,
-            color="0.5",
-            label=f"{control.replace('_', ' ')}, one direction",
-        )
+        points = np.array(_draws(result, control))
+        label = f"{control.replace('_', ', ')}: one direction each"
+        axes.scatter(points[:, 0], points[:, 1], marker=marker, color="0.3", label=label)
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set_xscale("log")
     axes.set(
-        xlabel="KL at the answer, held-out questions (nats)",
+        xlabel="KL at the token of the answer, same questions (nats)",
         ylabel="effect (nats)",
-        title="the same against one scale of damage",
+        title="One scale of damage for all",
     )
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
 
 
 def _draws(result: Result, control: str) -> list[tuple[float, float]]:
@@ -110,18 +104,25 @@ def _draws(result: Result, control: str) -> list[tuple[float, float]]:
     arms = [arm for arm in behaviours[0] if arm.split(" ")[0] == control]
     return [
         (
-            sum(one[arm]["answer_kl"] for one in behaviours) / len(behaviours),
-            sum(one[arm]["value"] for one in behaviours) / len(behaviours),
+            float(np.mean([one[arm]["answer_kl"] for one in behaviours])),
+            float(np.mean([one[arm]["value"] for one in behaviours])),
         )
         for arm in arms
     ]
 
 
-def _colour(name: str) -> str:
-    if name in ("shuffled", "opposite"):
-        return "0.45"
-    return f"C{[shown for shown in SHOWN].index(name)}"
+def _parts(number: Number) -> tuple[float, float, float]:
+    """Return value and interval; NaN, which is not drawn, for what is missing."""
+    value, lo, hi = (
+        np.nan if x is None else float(x) for x in (number.value, number.lo, number.hi)
+    )
+    return value, lo, hi
 
 
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
+def _label(result: Result, name: str) -> str:
+    """Return a method's name, and its damage on texts where that is not the budget."""
+    label = LABELS.get(name, name.replace("_", " "))
+    kl = {**result.numbers, **result.controls}[f"{name}_kl"].value
+    if kl is None:
+        return f"{label}\n(no strength to set)"
+    return label if abs(kl - 1) < 0.05 else f"{label}\n(reaches {kl:.2g} nat)"

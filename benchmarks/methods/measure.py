@@ -1,4 +1,4 @@
-"""Numbers of `methods`: choose a block, fit, bring all to one budget, ask the held-out questions."""
+"""Numbers of `methods`: choose a block, fit, bring all to one budget, ask held-out questions."""
 
 from collections.abc import Sequence
 
@@ -176,7 +176,7 @@ def _specs(
         "interval": f"{stats.LEVEL:.0%} bootstrap over questions; of random directions also over "
         "draws, one for each behaviour",
         "plans": {
-            one.name: {name: repr(list(it.plan)) for name, it in one.calibrated.items()}
+            one.name: {name: repr(list(as_items(it.plan))) for name, it in one.calibrated.items()}
             for one in compared
         },
     }

@@ -309,3 +309,13 @@ def test_generated_arms_that_never_act_are_an_error(lm: LM):
     steer.generate_sweep(lm, PROMPTS, [[gen]], max_new_tokens=2)
     with pytest.raises(steer.NeverFired, match="GENERATED"):
         steer.generate_sweep(lm, PROMPTS, [[gen]], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_intervention_that_never_fires_is_an_error_in_whichever_arm_it_is(lm: LM, at: int):
+    arms = [*adds(lm, 1.0, 2.0, scope=steer.LAST)]
+    arms.insert(at, adds(lm, 3.0, scope=steer.GENERATED)[0])
+    with pytest.raises(steer.NeverFired, match=rf"strength=3.*in arm {at} never fired"):
+        steer.sweep(lm, PROMPTS, arms, top)
+    with pytest.raises(steer.NeverFired, match=rf"in arm {at} never fired"):
+        steer.generate_sweep(lm, PROMPTS, arms, max_new_tokens=1)

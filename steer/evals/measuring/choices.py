@@ -146,6 +146,6 @@ def continuation_log_probs(logits: Tensor, batch: Batch, whole: Sequence[Row]) -
     return torch.where(real.to(known.device), known, 0.0).sum(1)
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: float) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], fill: int | float) -> Tensor:
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])

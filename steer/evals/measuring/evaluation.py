@@ -7,6 +7,7 @@ from typing import cast
 from tqdm.auto import tqdm
 
 from steer.errors import PlanError, SteerError
+from steer.evals.manifest import Manifest as Manifest
 from steer.evals.manifest import manifest_of, plan_digest
 from steer.evals.measuring.behaviour import measure_behaviour
 from steer.evals.measuring.controls import PLAN, RANDOM, Arm, plans_of, redirected, takes_strength
@@ -23,7 +24,7 @@ from steer.evals.report.values import Json, Report
 from steer.evals.tasks.items import Choice, Items, Prompt, Task
 from steer.evals.tasks.table import TASKS, items_of, task
 from steer.interventions.gates import Monitor
-from steer.interventions.plans import Rows
+from steer.interventions.plans import Plan, Rows
 from steer.lm import LM
 from steer.protocols import Intervention
 
@@ -55,7 +56,7 @@ class Settings:
 
 def evaluate(
     lm: LM,
-    plan: Sequence[Intervention],
+    plan: Plan,
     settings: Settings = Settings(),
 ) -> Report:
     """Return the report of a plan: what it moves, beside its controls, and what it costs.

@@ -1,7 +1,7 @@
 """The report of an evaluation, and `steer gate`, which holds it against stated limits.
 
 `values` is the report itself, `effects` has the statistics of a dose-response, `roc` those of a
-monitor, `gating` the limits.
+monitor, `gating` the limits, `page` shows it all on one HTML page.
 """
 
 from steer.evals.report.gating import Limit as Limit

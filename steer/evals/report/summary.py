@@ -19,48 +19,59 @@ def _sentences(report: Report, model: str) -> Iterator[str]:
     yield f"This is what the plan {report.plan[:DIGITS]} did in {model}."
     if not effects:
         yield "The report holds no effect."
-    for group in effects:
-        yield from _effect(group, report)
+    told = {standing: _told(effects, report, standing) for standing in _STANDINGS}
+    for standing, sentence in _STANDINGS.items():
+        if told[standing]:
+            yield sentence.format(_listed(told[standing]))
+    costs = [f"{name} {report.numbers[name]}" for name in COSTS if name in report.numbers]
+    if costs:
+        yield f"What it costs: {_listed(costs)}."
     every = [*report.numbers.values(), *report.controls.values()]
     unscored = sum(one.to_json()["value"] is None for one in every)
-    told = {0: "all are scored", 1: "1 is unscored"}.get(unscored, f"{unscored} are unscored")
+    state = {0: "all are scored", 1: "1 is unscored"}.get(unscored, f"{unscored} are unscored")
     numbers, controls = _count(report.numbers, "number"), _count(report.controls, "control")
-    yield f"Of {numbers} and {controls}, {told}."
+    yield f"Of {numbers} and {controls}, {state}."
+
+
+_STANDINGS = {
+    "clear": "Its effect stands out from all of its controls on {}.",
+    "met": "It overlaps that of a control on {}.",
+    "alone": "No control stands beside its effect on {}.",
+    "unscored": "Its effect is unscored on {}.",
+}
+COSTS = ("kl.p95", "perplexity.nats_change", "mmlu.accuracy_change", "over_refusal.rate_change")
+"""What a reader asks for first; the table has all of them."""
 
 
 def _is_effect(group: Group) -> bool:
     return not group[0].control and group[0].name == f"{group[0].stem}effect"
 
 
-def _effect(group: Group, report: Report) -> Iterator[str]:
-    own, *rows = group
-    task = own.stem.removesuffix(".") or own.name
-    if own.found.value is None:
-        yield f"Its effect on {task} is unscored."
-        return
-    curve = report.curves.get(task)
-    controls = {row.name.removeprefix(row.stem): row.found for row in rows}
-    unit = f" ({curve.unit})" if curve else ""
-    if not controls:
-        yield f"It moves {task} by {own.found}{unit}. No control stands beside it."
-    else:
-        told = _listed([f"{name} {found}" for name, found in controls.items()])
-        yield f"It moves {task} by {own.found}{unit}; its controls: {told}."
-    yield from _standing(own.found, controls)
+def _told(effects: Sequence[Group], report: Report, standing: str) -> list[str]:
+    """Return the effects of one standing: the task, the value, and the control that is met."""
+    found = []
+    for group in effects:
+        own, *rows = group
+        task = own.stem.removesuffix(".") or own.name
+        named = {row.name.removeprefix(row.stem): row.found for row in rows}
+        # An instruction is a rival, not a null: to do as much as it does is no failure.
+        scored = {n: one for n, one in named.items() if one.value is not None and n != "prompt"}
+        met = [name for name, one in scored.items() if _overlap(own.found, one)]
+        if _standing(own.found, scored, met) != standing:
+            continue
+        curve = report.curves.get(task)
+        unit = f" {curve.unit.split(', ')[-1]}" if curve and standing == "clear" else ""
+        beside = f" ({_listed(met)})" if met else ""
+        found.append(task if standing == "unscored" else f"{task} {own.found}{unit}{beside}")
+    return found
 
 
-def _standing(found: Interval, controls: dict[str, Interval]) -> Iterator[str]:
-    """Say whether an interval is clear of 0 and of its controls."""
-    if found.lo is None or found.hi is None:
-        yield "It has no interval, so nothing says how sure it is."
-        return
-    yield f"Its interval {'holds' if found.lo <= 0 <= found.hi else 'leaves out'} 0."
-    scored = {name: one for name, one in controls.items() if one.value is not None}
-    met = [name for name, one in scored.items() if _overlap(found, one)]
-    if met:
-        yield f"It overlaps that of {_listed(met)}."
-    elif scored:
-        yield f"It is clear of that of {_listed(list(scored))}."
+def _standing(own: Interval, scored: dict[str, Interval], met: Sequence[str]) -> str:
+    if own.value is None:
+        return "unscored"
+    if not scored:
+        return "alone"
+    return "met" if met else "clear"
 
 
 def _overlap(one: Interval, other: Interval) -> bool:

@@ -178,29 +178,33 @@ class TestSummary:
         named = {f"t.effect_{name}": found for name, found in controls.items()}
         return text_of(page(replace(REPORT, numbers={"t.effect": own}, controls=named)))
 
-    def test_says_what_moves_beside_its_controls(self):
-        told = "It moves sycophancy by 0.812 [0.5, 1.1] (log-odds, nats); its controls: "
-        assert f"{told}prompt 0.6 [0.35, 0.85] and random 0.02 [-0.1, 0.14]." in text_of(
-            page(REPORT)
-        )
+    def test_says_what_stands_out_from_its_controls(self):
+        told = "Its effect stands out from all of its controls on sycophancy 0.812 [0.5, 1.1] nats."
+        assert told in text_of(page(REPORT))
 
     def test_says_which_controls_its_interval_overlaps(self):
         own = Interval(1.0, 0.5, 2.0)
         text = self.said(own, far=Interval(0.0, -1.0, 0.4), near=Interval(0.0, -1.0, 0.6))
-        assert "Its interval leaves out 0. It overlaps that of near." in text
+        assert "It overlaps that of a control on t 1 [0.5, 2] (near)." in text
+
+    def test_an_instruction_is_a_rival_and_not_a_null(self):
+        text = self.said(Interval(1.0, 0.5, 2.0), random=Interval(0.4), prompt=Interval(1.0))
+        assert "stands out from all of its controls on t 1 [0.5, 2]." in text
 
     def test_says_that_it_is_clear_only_of_what_was_scored(self):
         text = self.said(Interval(1.0, 0.5, 2.0), far=Interval(0.4), lost=Interval(None))
-        assert "It is clear of that of far." in text
-
-    def test_says_that_an_interval_holds_zero(self):
-        assert "Its interval holds 0." in self.said(Interval(1.0, -0.5, 2.0))
-        assert "No control stands beside it." in self.said(Interval(1.0, -0.5, 2.0))
+        assert "stands out from all of its controls on t" in text
+        text = self.said(Interval(1.0, 0.5, 2.0), lost=Interval(None))
+        assert "No control stands beside its effect on t 1 [0.5, 2]." in text
 
     def test_says_what_is_missing(self):
-        assert "Its effect on t is unscored." in self.said(Interval(None))
-        assert "nothing says how sure it is" in self.said(Interval(1.0))
+        assert "Its effect is unscored on t." in self.said(Interval(None))
         assert "The report holds no effect." in text_of(page(replace(REPORT, numbers={})))
+
+    def test_says_what_it_costs(self):
+        numbers = {**REPORT.numbers, "kl.p95": Interval(0.9, 0.8, 1.0)}
+        text = text_of(page(replace(REPORT, numbers=numbers)))
+        assert re.search(r"What it costs: .*kl\.p95 0\.9 \[0\.8, 1\]", text)
 
     @pytest.mark.parametrize(
         ("values", "told"),

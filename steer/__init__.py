@@ -5,18 +5,19 @@
 `load` or `wrap` gives an LM. A Site says where, a Scope which tokens. `lm.capture` reads
 Activations; `probes` and `manifolds` fit read-outs and shapes on them. An intervention is a frozen
 recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, Erase, When,
-Monitor,
-PreserveNorm, Redirect, Custom); a plan is a list of them, or Rows, one list per row of the batch.
+Monitor, PreserveNorm, Redirect, Custom); a plan is a list of them, or Rows, one list per row of the batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
 `patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it,
 `interchange.fit_das` learns the subspace that carries a variable; `compiled` steers without hooks
 that come and go, `bake` writes a plan into weights, `suggest_strength` finds the strength that
-costs a stated number of nats. `save` and `load_artifact` keep any of these values.
+costs a stated number of nats, `evals.evaluate` reports what a plan does, beside its controls, and
+what it costs. `save` and `load_artifact` keep any of these values.
 """
 
 from steer import attribution as attribution
 from steer import belief as belief
+from steer import evals as evals
 from steer import interchange as interchange
 from steer import patching as patching
 from steer import pullback as pullback

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from steer.errors import PlanError
 from steer.evals.report.values import Interval
@@ -47,6 +46,9 @@ def roc(scores: Scores, positive: NDArray[np.bool_], *, most_false: float, seed:
     for group in (positive, ~positive):
         members = drawn.permutation(np.flatnonzero(group))
         half[members[: len(members) // 2]] = True
+    # Takes most of a second to import, and only an evaluation with monitors needs it.
+    from sklearn.metrics import roc_curve
+
     threshold = _threshold(scores[half & ~positive], most_false)
     fpr, tpr, _ = roc_curve(positive, scores)
     shuffled = drawn.permutation(positive)
@@ -69,6 +71,9 @@ def _threshold(negatives: Scores, most_false: float) -> float:
 
 
 def _auc(scores: Scores, positive: NDArray[np.bool_], drawn: np.random.Generator) -> Interval:
+    # As above.
+    from sklearn.metrics import roc_auc_score
+
     groups = np.flatnonzero(positive), np.flatnonzero(~positive)
     found = []
     for _ in range(N_RESAMPLES):

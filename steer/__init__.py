@@ -5,7 +5,8 @@
 `load` or `wrap` gives an LM. A Site says where, a Scope which tokens. `lm.capture` reads
 Activations; `probes` and `manifolds` fit read-outs and shapes on them. An intervention is a frozen
 recipe (Add, Ablate, Clamp, Scale, Rotate, Affine, Patch, MoveTo, MoveAlong, Snap, Erase, When,
-Monitor, PreserveNorm, Redirect, Custom); a plan is a list of them, or Rows, one list per row of the batch.
+Monitor, PreserveNorm, Redirect, Custom); a plan is a list of them, or Rows, one list per row of the
+batch.
 `lm.attached(plan)`, `lm.generate`, `lm.logits`, `lm.stream` apply a plan; a Receipt says what it
 did. `sweep` runs many plans at many prompts in few passes, `generate_sweep` their generations;
 `patching.sweep` maps which states carry a behaviour, `attribution.atp` estimates it,

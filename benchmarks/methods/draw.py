@@ -12,20 +12,18 @@ from benchmarks.stats import Number
 
 SHOWN = (*METHODS[:6], "mean_difference_output", "prompting", "shuffled", "opposite")
 LABELS = {
-    "single_pair": "single pair",
-    "ablation": "ablation",
     "manifold": "manifold, output tokens",
     "mean_difference_output": "mean difference,\noutput tokens",
-    "shuffled": "control:\nshuffled labels",
-    "opposite": "control:\nopposite sign",
+    "shuffled": "control: shuffled labels",
+    "opposite": "control: opposite sign",
 }
-COLOURS = {name: f"C{k}" for k, name in enumerate(SHOWN[:8])}
+COLOURS = {name: f"C{k}" for k, name in zip((0, 1, 2, 3, 4, 5, 6, 9), SHOWN, strict=False)}
 CONTROL = "0.45"
 
 
 def draw_methods(result: Result, path: Path) -> list[Path]:
     """Draw effects with intervals over the random bands, and beside them effect against damage."""
-    figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
     _effects(left, result)
     _against_damage(right, result)
@@ -65,7 +63,7 @@ def _effects(axes: Axes, result: Result) -> None:
         xlabel="effect on the log-odds of the target answer (nats)",
         title="Effect at equal damage, held-out questions",
     )
-    axes.legend(loc="best", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.11), ncols=3, fontsize=8, frameon=False)
 
 
 def _against_damage(axes: Axes, result: Result) -> None:
@@ -95,7 +93,7 @@ def _against_damage(axes: Axes, result: Result) -> None:
         ylabel="effect (nats)",
         title="One scale of damage for all",
     )
-    axes.legend(loc="best", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2, fontsize=8, frameon=False)
 
 
 def _draws(result: Result, control: str) -> list[tuple[float, float]]:

@@ -4,7 +4,7 @@ from benchmarks.methods import measure
 from benchmarks.task import Late, Task, task
 
 
-@task(paper="arXiv:2312.06681", cost="smollm2-135m: TIMED")
+@task(paper="arXiv:2312.06681", cost="smollm2-135m: 36 min on one core")
 def methods() -> Task:
     """Ways to steer answers, each at the strength whose KL is 1 nat."""
     return Task(

@@ -26,6 +26,7 @@ from steer.evals.report.values import Report as Report
 from steer.evals.tasks import TASKS as TASKS
 from steer.evals.tasks import Choice as Choice
 from steer.evals.tasks import Prompt as Prompt
+from steer.evals.tasks import Task as Task
 from steer.evals.tasks import items_of as items_of
 from steer.evals.verification import Verification as Verification
 from steer.evals.verification import verify as verify

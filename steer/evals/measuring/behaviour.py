@@ -14,7 +14,9 @@ from steer.evals.tasks.items import Choice, Task
 from steer.lm import LM
 from steer.protocols import Intervention
 
-UNIT = "log-odds of the target, nats"
+UNIT = "change of the target's log-odds, nats"
+"""From the model as it is, question by question: its interval is that of the plan's doing, and not
+of how much questions differ."""
 
 
 def measure_behaviour(
@@ -72,7 +74,7 @@ def measure_behaviour(
         f"{name}: {task.means}",
         f"{UNIT}{', per token' if task.per_token else ''}",
         tuple(factors),
-        {PLAN: means(own, seed=seed), RANDOM: means(away, seed=seed)},
+        {PLAN: means(own - base, seed=seed), RANDOM: means(away - base, seed=seed)},
     )
     notes = judged(name, numbers[f"{name}.effect"], controls)
     return Findings(numbers, controls, {name: curve}, {}, notes)

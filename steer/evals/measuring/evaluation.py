@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import cast
 
 from tqdm.auto import tqdm
@@ -40,7 +41,8 @@ Part = Callable[[], Findings]
 class Settings:
     """What an evaluation measures; the same settings and seed give the same report."""
 
-    tasks: tuple[str, ...] = tuple(name for name, one in TASKS.items() if not one.harmful)
+    tasks: tuple[str | Task, ...] = tuple(name for name, one in TASKS.items() if not one.harmful)
+    """Local tasks by name, or your own: Task("kind", "behaviour", "is kind", (), lambda _: own)."""
     limit: int = LIMIT
     """Questions, passages or requests of each task."""
     factors: tuple[float, ...] = FACTORS
@@ -82,7 +84,7 @@ def evaluate(
         )
     digest = plan_digest(list(plan))  # refused before anything runs
     lm.registry.wire(list(plan))
-    chosen = [task(name) for name in settings.tasks]
+    chosen = [one if isinstance(one, Task) else task(one) for one in settings.tasks]
     items = {one.name: _items(one, settings) for one in chosen}
     factors = _factors(plan, settings.factors)
     arms = plans_of(lm, plan, factors, seed=settings.seed)
@@ -97,7 +99,7 @@ def evaluate(
         every.controls,
         every.curves,
         every.notes,
-        _told(settings, chosen, factors, every),
+        _told(settings, chosen, list(items.values()), factors, every),
     )
 
 
@@ -196,14 +198,17 @@ def _require_scored(chosen: Sequence[Task], found: Sequence[Findings]) -> None:
 
 
 def _told(
-    settings: Settings, chosen: Sequence[Task], factors: Sequence[float], every: Findings
+    settings: Settings,
+    chosen: Sequence[Task],
+    asked: Sequence[Items],
+    factors: Sequence[float],
+    every: Findings,
 ) -> dict[str, Json]:
-    own = set(settings.data)
     sources: dict[str, Json] = {
-        one.name: "given by the caller"
-        if one.name in own
-        else [f"{s.wheel.requirement} {s.member} sha256 {s.wheel.sha256}" for s in one.sources]
-        for one in chosen
+        one.name: [f"{s.wheel.requirement} {s.member} sha256 {s.wheel.sha256}" for s in one.sources]
+        if one.sources and one.name not in settings.data
+        else f"the caller's, sha256 {sha256(repr(list(items)).encode()).hexdigest()}"
+        for one, items in zip(chosen, asked, strict=True)
     }
     rocs: dict[str, Json] = {
         name: {"fpr": list(one.curve[0]), "tpr": list(one.curve[1])}

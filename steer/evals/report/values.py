@@ -38,7 +38,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A dose-response: the mean over items at each factor of the plan's own strength."""
+    """A dose-response: means over items at each factor of the plan's own strength."""
 
     title: str
     unit: str

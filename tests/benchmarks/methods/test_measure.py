@@ -140,6 +140,7 @@ def test_the_value_is_the_mean_effect_and_a_random_one_is_over_all_draws(outcome
         assert found.lo is not None
         assert found.hi is not None
         assert found.lo <= arms[name]["value"] <= found.hi
+    assert arms["opposite"]["value"] != arms["mean_difference"]["value"]
     draws = [arms[f"random {k}"]["value"] for k in range(2)]
     assert outcome.controls["random"].value == pytest.approx(sum(draws) / 2)
 

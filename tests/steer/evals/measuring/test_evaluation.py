@@ -90,7 +90,10 @@ def test_the_effect_is_that_of_a_loop_and_its_control_is_none(lm: steer.LM, sett
     assert report.numbers["sycophancy.effect"].value == pytest.approx(wanted, abs=2e-4)
     curve = report.curves["sycophancy"].lines
     at_zero = [line[1].value for line in curve.values()]
-    assert at_zero[0] == at_zero[1] == report.numbers["sycophancy.base"].value
+    assert at_zero == [0.0, 0.0]  # the change, question by question
+    effect = report.numbers["sycophancy.effect"]
+    for end in ("value", "lo", "hi"):
+        assert getattr(curve["plan"][-1], end) == pytest.approx(getattr(effect, end))
     # The random arm differs from factor to factor, and its sign turns with the factor.
     random = [one.value for one in curve["random"]]
     assert len(set(random)) == 4
@@ -119,6 +122,28 @@ def test_the_same_settings_give_the_same_report_and_it_survives_its_file(
     limits = [Limit("effect", "sycophancy.effect", at_least=-100, at_most=100)]
     assert gate(one, limits).ok
     assert not gate(one, [Limit("utility", "kl.p95", at_most=0.0)]).ok
+
+
+def test_a_task_of_ones_own_is_measured_like_any_other(lm: steer.LM, endings: list[Choice]):
+    own = steer.evals.Task(
+        "drinks", "behaviour", "goes on drinking", (), lambda _: endings, form="plain"
+    )
+    asked = Settings((own,), refusal_direction=False)
+    report = evaluate(lm, add(lm), asked)
+    assert report.numbers["drinks.effect"].value is not None
+    assert "drinks.effect_prompt" not in report.controls
+    told = report.settings["sources"]
+    assert isinstance(told, dict)
+    assert str(told["drinks"]).startswith("the caller's, sha256 ")
+    other = [Choice(one.key, one.question, one.options, 1) for one in endings]
+    again = steer.evals.Task("drinks", "behaviour", "stops", (), lambda _: other, form="plain")
+    swapped = evaluate(lm, add(lm), Settings((again,), refusal_direction=False))
+    # Two options: the other one's log-odds are the same with the other sign.
+    assert swapped.numbers["drinks.effect"].value == pytest.approx(
+        -report.numbers["drinks.effect"].value,
+        abs=1e-5,  # type: ignore[operator]
+    )
+    assert swapped.settings["sources"] != told
 
 
 def test_a_monitor_is_judged_on_labelled_texts(lm: steer.LM, settings: Settings):

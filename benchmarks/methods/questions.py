@@ -1,7 +1,7 @@
 """The questions of `methods`: loaded, split by their keys, and rendered as token rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 import steer
 from benchmarks.errors import BenchmarkError
+from benchmarks.methods import sentiment
 from steer.evals.measuring.rendering import Row, context, options
 from steer.evals.tasks import Choice, items_of, task
 from steer.evals.tasks.items import Format
@@ -34,13 +35,15 @@ class Behaviour:
 
 
 def load(limit: int | None, seed: int) -> list[Behaviour]:
-    """Return the behaviours, with `limit` held-out questions each; from pinned wheels."""
+    """Return the behaviours, with `limit` held-out questions each: from pinned wheels, and ours."""
     found = []
     for name in BEHAVIOURS:
         one = task(name)
         items = [item for item in items_of(one, 1 << 30) if isinstance(item, Choice)]
         found.append(split(name, one.instruction, items, limit or N_HELD_OUT, seed))
-    return found
+    items = sentiment.questions()
+    made = split(sentiment.NAME, sentiment.INSTRUCTION, items, limit or N_HELD_OUT, seed)
+    return [*found, replace(made, form="plain")]
 
 
 def texts(seed: int) -> list[str]:

@@ -18,13 +18,13 @@ THINGS = """
 soup hotel movie book concert restaurant lecture weather garden museum painting coffee bread
 cake wine beach castle lesson meeting dinner lunch breakfast salad song album opera novel
 poem story speech letter report game party wedding holiday trip flight market
-""".split()
+"""
 
 
 def questions() -> list[Choice]:
     """Return each sentence about each thing."""
     return [
         Choice(f"{thing} {at}", sentence.format(thing), OPTIONS, target=0)
-        for thing in THINGS
+        for thing in THINGS.split()
         for at, sentence in enumerate(SENTENCES)
     ]

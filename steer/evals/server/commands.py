@@ -2,8 +2,10 @@
 
 import argparse
 import ipaddress
+import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from steer.evals.audit import open_log
@@ -66,8 +68,35 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.write(f"http://{given.host}:{given.port}/v1\n")
         sys.stdout.flush()
         app = make_app(batcher, plans, settings, log)
+        stack.enter_context(_ended_by_signals())
         uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
     return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End the block in order at SIGTERM and SIGINT.
+
+    uvicorn answers what is at work, then raises the signal again; by default SIGTERM would end the
+    process there, before the log has its end.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        del number, frame
+        raise _Told
+
+    kept = {one: signal.signal(one, leave) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _Told:
+        return
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
+
+
+class _Told(BaseException):
+    """A signal that told the server to stop; no Exception, so that nobody on the way takes it."""
 
 
 def read_token(file: Path | None, host: str) -> str | None:

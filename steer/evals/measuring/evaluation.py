@@ -45,7 +45,7 @@ class Settings:
     """Local tasks by name, or your own: Task("kind", "behaviour", "is kind", (), lambda _: own)."""
     limit: int = LIMIT
     """Questions, passages or requests of each task."""
-    factors: tuple[float, ...] = FACTORS
+    factors: tuple[int | float, ...] = FACTORS
     """Of the plan's own strength; 0 and 1 are always among them."""
     seed: int = 0
     most_false: float = 0.05
@@ -108,7 +108,7 @@ def _items(one: Task, settings: Settings) -> Items:
     return items_of(one, settings.limit, seed=settings.seed) if given is None else given
 
 
-def _factors(plan: Sequence[Intervention], asked: Sequence[float]) -> list[float]:
+def _factors(plan: Sequence[Intervention], asked: Sequence[int | float]) -> list[float]:
     if not takes_strength(plan):
         return [0.0, 1.0]
     return sorted({0.0, 1.0, *(float(factor) for factor in asked)})

@@ -1,7 +1,5 @@
 """Questions of our own, for models that know nothing."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
@@ -62,9 +60,6 @@ def vector(lm: steer.LM, seed: int = 0, length: float = 4.0) -> Tensor:
     return length * drawn / drawn.norm()
 
 
-def add(lm: steer.LM, seed: int = 0, **scope: steer.Scope) -> list[steer.Add]:
+def add(lm: steer.LM, seed: int = 0, scope: steer.Scope = steer.ALL) -> list[steer.Add]:
     """Return a plan of one addition."""
-    return [steer.Add(steer.Site(1), vector(lm, seed), **scope)]
-
-
-Plans = Sequence[steer.Add]
+    return [steer.Add(steer.Site(1), vector(lm, seed), scope=scope)]

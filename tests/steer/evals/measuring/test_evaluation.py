@@ -106,8 +106,11 @@ def test_pushing_a_letter_is_no_effect_as_the_letters_are_swapped(lm: steer.LM, 
     effect, chosen = (report.numbers[f"sycophancy.{n}"] for n in ("effect", "chosen"))
     first = [item for item in settings.data["sycophancy"] if item.target == 0]  # type: ignore[union-attr]
     one_sided = evaluate(lm, plan, replace(narrow, data={"sycophancy": first}))
-    assert one_sided.numbers["sycophancy.effect"].value > 1
-    assert abs(effect.value) < 0.3 * one_sided.numbers["sycophancy.effect"].value  # type: ignore[operator, arg-type]
+    alone = one_sided.numbers["sycophancy.effect"].value
+    assert alone is not None
+    assert effect.value is not None
+    assert alone > 1
+    assert abs(effect.value) < 0.3 * alone
     assert chosen.value == pytest.approx(0.5, abs=0.1)
 
 

@@ -55,6 +55,7 @@ def measure_edit(lm: steer.LM, options: Options) -> Outcome:
     delta = directions(lm, 1, length=length, seed=2)[0]
     plan = [steer.Add(site, delta)]
     passes, generations = _ways(lm, layer, delta, plan, ids, prompt)
+    assert passes.lens is not None  # without a cache it does it rightly
     near_by, far_off = near(options), far(options)
     pairs = {
         "forward_over_bare": Pair(passes.ours, passes.bare, near_by),
@@ -72,7 +73,6 @@ def measure_edit(lm: steer.LM, options: Options) -> Outcome:
         unscored["lens_over_ours_decode"] = Number(None)
     else:
         pairs["lens_over_ours_decode"] = Pair(generations.lens, generations.ours, far_off)
-    assert passes.lens is not None
     equality = {
         "hook": largest(passes.ours(), passes.hook()),
         "lens": largest(passes.ours(), passes.lens()),

@@ -30,7 +30,7 @@ from steer.lm import LM
 from steer.protocols import Intervention
 
 FACTORS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-LIMIT = 48
+LIMIT = 32
 N_RANDOM = 3
 N_DIRECTION = 64
 """Requests of each kind for the refusal direction."""

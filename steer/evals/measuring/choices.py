@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steer.engine.batch import Batch
+from steer.errors import PlanError
 from steer.evals.measuring.rendering import Row, context, options
 from steer.evals.tasks.items import Choice, Format
 from steer.interventions.plans import Plan
@@ -62,6 +63,7 @@ def measure_choices(
         instruction: stands before every question.
 
     Raises:
+        PlanError: logits that are not numbers.
         SteerError: an arm does not fit, or an intervention never fires in it.
     """
     contexts = [context(lm, item, form, instruction) for item in items]
@@ -70,6 +72,11 @@ def measure_choices(
         found = _letters(lm, contexts, tails, arms)
     else:
         found = _continuations(lm, contexts, tails, arms)
+    if bool(found.isnan().any()):
+        raise PlanError(
+            "Some log-probabilities are not numbers: under an arm the logits overflow. Its effect "
+            "would be no number either. Give the plan less strength, or smaller factors."
+        )
     if per_token:
         found = found / _padded([[len(tail) for tail in one] for one in tails], 1.0)
     return summed_up((BASE, *arms), items, found)

@@ -1,6 +1,6 @@
 """Options in one sweep, against a loop over `lm.score` with each plan attached."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -76,3 +76,10 @@ def test_a_plan_that_never_fires_is_an_error_and_not_an_effect_of_zero(
 ):
     with pytest.raises(steer.NeverFired):
         measure_choices(lm, letters, {"x": add(lm, scope=steer.GENERATED)})
+
+
+def test_logits_that_overflow_are_no_effect(tiny: Callable, letters: list[Choice]):
+    lm = tiny("tiny-gpt2")  # a LayerNorm, whose variance is then infinite
+    burst = [steer.Add(steer.Site(1), torch.arange(float(lm.d_model)), 1e37)]
+    with pytest.raises(steer.PlanError, match=r"not numbers.*less strength"):
+        measure_choices(lm, letters, {"x": burst})

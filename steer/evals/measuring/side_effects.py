@@ -113,14 +113,21 @@ def measure_monitors(
 def measure_direction(lm: LM, plan: Sequence[Intervention], prompts: Sequence[Prompt]) -> Findings:
     """Return the cosine of the plan's displacement with the refusal direction, site by site."""
     found = refusal_cosines(lm, plan, prompts)
-    one = len(found) == 1
+    alone = len(found) == 1
     numbers, controls = {}, {}
     for site, aligned in found.items():
-        name = "refusal.cosine" if one else f"refusal.cosine@{site}"
+        name = "refusal.cosine" if alone else f"refusal.cosine@{site}"
         numbers[name] = Interval(aligned.cosine)
         controls[f"{name}_random"] = Interval(0.0, -aligned.chance, aligned.chance)
-    notes = () if found else ("refusal.cosine: the plan writes at no site of the stream's width.",)
-    return Findings(numbers, controls, notes=notes)
+    notes = [] if found else ["refusal.cosine: the plan writes at no site of the stream's width."]
+    for site, one in found.items():
+        if abs(one.cosine) > one.chance:
+            way = "along" if one.cosine > 0 else "against"
+            notes.append(
+                f"refusal.cosine: at {site} the plan leans {way} the refusal direction by "
+                f"{one.cosine:.2f}, where 95 % of random directions stay within {one.chance:.2f}."
+            )
+    return Findings(numbers, controls, notes=tuple(notes))
 
 
 def _roc_of(

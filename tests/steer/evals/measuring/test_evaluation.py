@@ -196,6 +196,8 @@ def test_a_plan_along_the_refusal_direction_has_cosine_one(lm: steer.LM, setting
     for sign in (1.0, -1.0):
         report = evaluate(lm, [steer.Add(site, sign * direction)], asked)
         assert report.numbers["refusal.cosine"].value == pytest.approx(sign, abs=1e-4)
+        way = "along" if sign > 0 else "against"
+        assert any(f"leans {way} the refusal direction" in note for note in report.notes)
         chance = report.controls["refusal.cosine_random"]
         assert chance.hi == pytest.approx(1.96 / lm.d_model**0.5)
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,8 @@ def measure_inspect(lm: steer.LM, options: Options) -> Outcome:
 
     `generate_over_inspect_N` is Inspect's throughput as a share of `lm.generate`'s on the same rows
     in the same batches; `hf_over_inspect_N` how much longer Inspect's own provider takes,
-    unsteered; N is the number of new tokens.
+    unsteered; N is the number of new tokens. `_examples_N` is the same with eight worked examples
+    before every question, as evaluations have them: they are the same in every row.
     """
     n_pairs = min(N_FAR, options.limit or 3)
     with _offered(lm), tempfile.TemporaryDirectory() as kept, _quiet(kept):
@@ -47,6 +48,12 @@ def measure_inspect(lm: steer.LM, options: Options) -> Outcome:
             pairs[f"hf_over_inspect_{length}"] = Pair(
                 _evaluate(lm, [hf], N_SAMPLES, length, folder, N_ROWS),
                 _evaluate(lm, [base], N_SAMPLES, length, folder),
+                n_pairs,
+            )
+        for length in LENGTHS[:2]:
+            pairs[f"hf_over_inspect_examples_{length}"] = Pair(
+                _evaluate(lm, [hf], N_SAMPLES, length, folder, N_ROWS, asked=questions),
+                _evaluate(lm, [base], N_SAMPLES, length, folder, asked=questions),
                 n_pairs,
             )
         again = _generate(lm, plan, ARM_LENGTH)
@@ -75,6 +82,28 @@ def prompts(n: int) -> list[str]:
         f"Story {at}. Once upon a time there were {THINGS[at % 8]} and {THINGS[(at // 8) % 8]}"
         + " in the same village" * (at % 4)
         + ", and every morning"
+        for at in range(n)
+    ]
+
+
+EXAMPLES = (
+    ("What do bees make?", "honey"),
+    ("Which season comes after spring?", "summer"),
+    ("What is frozen water called?", "ice"),
+    ("Which animal says moo?", "the cow"),
+    ("How many days are there in a week?", "seven"),
+    ("What do we use to cut paper?", "scissors"),
+    ("What colour is the sky on a clear day?", "blue"),
+    ("Where do fish live?", "in water"),
+)
+
+
+def questions(n: int) -> list[str]:
+    """Return questions after the same eight worked examples."""
+    told = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in EXAMPLES)
+    return [
+        f"{told}Question: What would you rather carry up a hill, {THINGS[at % 8]} or "
+        f"{THINGS[(at // 8 + 1) % 8]}?\nAnswer:"
         for at in range(n)
     ]
 
@@ -121,6 +150,7 @@ def _evaluate(
     length: int,
     folder: Path,
     connections: int = 2 * N_ROWS,
+    asked: Callable[[int], list[str]] = prompts,
 ) -> Timed:
     """Return what runs one evaluation of n samples under each model, and its texts in order.
 
@@ -134,7 +164,7 @@ def _evaluate(
     from inspect_ai.model import GenerateConfig
     from inspect_ai.scorer import includes
 
-    samples = [Sample(input=prompt, target="a", id=at) for at, prompt in enumerate(prompts(n))]
+    samples = [Sample(input=prompt, target="a", id=at) for at, prompt in enumerate(asked(n))]
     end = lm.tokenizer.eos_token
     task = Task(
         dataset=samples,
@@ -182,6 +212,10 @@ def _equal(lm: steer.LM, folder: Path, hf: object) -> dict[str, Number]:
         "same_text_as_hf": (
             _evaluate(lm, [hf], N_SAMPLES, ARM_LENGTH, folder, N_ROWS)(),
             _evaluate(lm, [_model("base", None)], N_SAMPLES, ARM_LENGTH, folder)(),
+        ),
+        "same_text_as_hf_examples": (
+            _evaluate(lm, [hf], N_SAMPLES, ARM_LENGTH, folder, N_ROWS, asked=questions)(),
+            _evaluate(lm, [_model("base", None)], N_SAMPLES, ARM_LENGTH, folder, asked=questions)(),
         ),
     }
     found = {}

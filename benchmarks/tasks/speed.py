@@ -43,6 +43,7 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
     "speed_inspect": {
         **{f"generate_over_inspect_{n}": 0.8 for n in inspecting.LENGTHS},
         **{f"hf_over_inspect_{n}": 3 for n in inspecting.LENGTHS},
+        **{f"hf_over_inspect_examples_{n}": 3 for n in inspecting.LENGTHS[:2]},
         "arms_over_one": 1.3,
     },
     "speed_scaling": {"wall_over_predicted": 1.25, "budget_peak_ratio": 1.1},

@@ -14,6 +14,7 @@ from steer.context import Run
 from steer.errors import NeverFired
 from steer.evals.batching.asked import Answer, Asked, Shape
 from steer.evals.batching.choosing import Chooser
+from steer.evals.batching.sharing import beginning_of, count
 from steer.evals.batching.watching import Watched
 from steer.evals.evidence import evidence_of, require_fired
 from steer.evals.refusals import Refused
@@ -104,12 +105,18 @@ def _generate(
     """Run the passes of a batch; the rows watch."""
     lines, shape = how
     rows = [one.asked for one in watched]
-    ids, mask = padded([row.ids for row in rows], pad_token(lm.tokenizer), left=True)
+    shared = beginning_of(lm, rows) if shape is None else None
+    if shared is None:
+        ids, mask = padded([row.ids for row in rows], pad_token(lm.tokenizer), left=True)
+    else:
+        ids, mask = shared.ids, shared.mask
     if shape is not None:
         missing = shape.width - ids.shape[1]
         ids = torch.nn.functional.pad(ids, (missing, 0), value=pad_token(lm.tokenizer))
         mask = torch.nn.functional.pad(mask, (missing, 0))
     declared = sequences_of(ids, mask, range(len(rows)), len(rows))
+    if shared is not None:
+        declared.column = declared.seen = shared.n
     declared.stopped = torch.zeros(len(rows), dtype=torch.bool)
     guards = [
         (at, lines[id(row.plan[guard.line])], guard.above)
@@ -123,9 +130,12 @@ def _generate(
         "do_sample": False,
         "logits_processor": LogitsProcessorList([chooser]),
         "stopping_criteria": StoppingCriteriaList([deciding]),
+        **({} if shared is None else shared.options),
     }
     # Whether each row was steered is asked of the row; the run only sees the whole batch.
     with suppress(NeverFired), run:
+        if shared is not None:
+            count(run, declared, shared.n)
         generate_declared(lm.registry, lm.tokenizer, declared, options, None, None)
 
 

@@ -47,6 +47,16 @@ def measure_methods(lm: steer.LM, options: Options) -> Outcome:
     return measured(lm, behaviours, questions.texts(options.seed), options.seed)
 
 
+def measure_sentiment(lm: steer.LM, options: Options) -> Outcome:
+    """Compare methods on what a model says next of a thing, good or bad; as `measure_methods`.
+
+    Raises:
+        BenchmarkError: a tokenizer that splits " good" or " bad", or too few questions.
+    """
+    behaviours = questions.load_sentiment(options.limit, options.seed)
+    return measured(lm, behaviours, questions.texts(options.seed), options.seed)
+
+
 def measured(
     lm: steer.LM, behaviours: Sequence[Behaviour], texts: Sequence[str], seed: int
 ) -> Outcome:

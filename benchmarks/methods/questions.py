@@ -35,15 +35,20 @@ class Behaviour:
 
 
 def load(limit: int | None, seed: int) -> list[Behaviour]:
-    """Return the behaviours, with `limit` held-out questions each: from pinned wheels, and ours."""
+    """Return the behaviours, with `limit` held-out questions each; from pinned wheels."""
     found = []
     for name in BEHAVIOURS:
         one = task(name)
         items = [item for item in items_of(one, 1 << 30) if isinstance(item, Choice)]
         found.append(split(name, one.instruction, items, limit or N_HELD_OUT, seed))
+    return found
+
+
+def load_sentiment(limit: int | None, seed: int) -> list[Behaviour]:
+    """Return the one behaviour that small models have; from no wheel."""
     items = sentiment.questions()
     made = split(sentiment.NAME, sentiment.INSTRUCTION, items, limit or N_HELD_OUT, seed)
-    return [*found, replace(made, form="plain")]
+    return [replace(made, form="plain")]
 
 
 def texts(seed: int) -> list[str]:

@@ -13,3 +13,14 @@ def methods() -> Task:
         measure.CONTROLS,
         Late("benchmarks.methods.draw:draw_methods"),
     )
+
+
+@task(paper="arXiv:2312.06681", cost="smollm2-135m: 15 min on one core")
+def methods_sentiment() -> Task:
+    """The same on a behaviour that small models have: good or bad as the next word."""
+    return Task(
+        "At equal damage, which method moves the next word furthest, and does it beat a random one?",
+        measure.measure_sentiment,
+        measure.CONTROLS,
+        Late("benchmarks.methods.draw:draw_methods"),
+    )

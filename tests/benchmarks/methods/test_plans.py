@@ -117,3 +117,12 @@ def test_the_data_has_enough_questions_of_two_options():
         assert len(keys(one.validation)) == questions.N_VALIDATE
         assert one.instruction
     assert len(questions.texts(0)) == questions.N_TEXTS
+
+
+def test_the_sentences_of_our_own_are_split_by_their_keys_and_asked_as_text():
+    (one,) = questions.load_sentiment(None, 0)
+    parts = [keys(part) for part in (one.fit, one.validation, one.held_out)]
+    assert [len(part) for part in parts] == [48, 12, questions.N_HELD_OUT]
+    assert not set(parts[0]) & set(parts[1]) | set(parts[1]) & set(parts[2])
+    assert one.form == "plain"
+    assert {item.options for item in one.fit} == {(" good", " bad")}

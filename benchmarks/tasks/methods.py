@@ -19,7 +19,7 @@ def methods() -> Task:
 def methods_sentiment() -> Task:
     """The same on a behaviour that small models have: good or bad as the next word."""
     return Task(
-        "At equal damage, which method moves the next word furthest, and does it beat a random one?",
+        "At equal damage, which method moves the next word most, and does it beat a random one?",
         measure.measure_sentiment,
         measure.CONTROLS,
         Late("benchmarks.methods.draw:draw_methods"),

@@ -11,6 +11,7 @@ from benchmarks.result import Result
 from benchmarks.stats import Number
 
 SHOWN = (*METHODS[:6], "mean_difference_output", "prompting", "shuffled", "opposite")
+LEFT = ("pca", "shuffled")
 LABELS = {
     "manifold": "manifold, output tokens",
     "mean_difference_output": "mean difference,\noutput tokens",
@@ -74,10 +75,12 @@ def _against_damage(axes: Axes, result: Result) -> None:
         y, lo, hi = _parts(numbers[name])
         spread = ([[x - left], [right - x]], [[y - lo], [hi - y]])
         axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], fmt="o", color=colour, lw=0.8)
+        left_of = name in LEFT  # its neighbour writes to the right
         axes.annotate(
             name.replace("_", " "),
             (x, y),
-            xytext=(5, 4),
+            xytext=(-6 if left_of else 5, -3 if left_of else 4),
+            ha="right" if left_of else "left",
             textcoords="offset points",
             fontsize=8,
             color=colour,
@@ -88,6 +91,7 @@ def _against_damage(axes: Axes, result: Result) -> None:
         axes.scatter(points[:, 0], points[:, 1], marker=marker, color="0.3", label=label)
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(right=4 * axes.get_xlim()[1])  # for the names
     axes.set(
         xlabel="KL at the token of the answer, same questions (nats)",
         ylabel="effect (nats)",

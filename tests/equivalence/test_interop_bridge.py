@@ -279,7 +279,7 @@ def test_the_composition_agrees_on_a_real_model() -> None:
     bridge = interop.bridge_of(lm)
     # Without a cache where TransformerLens would lose it: the plan is the same.
     kept = keeps_cache(bridge, ids[:1])
-    how = {} if kept else {"use_past_kv_cache": False, "use_cache": False}
+    how: dict[str, Any] = {} if kept else {"use_past_kv_cache": False, "use_cache": False}
     with interop.in_bridge(bridge, plan):
         out: Any = bridge.hf_generate(
             ids,

@@ -105,9 +105,10 @@ def _generate(
     """Run the passes of a batch; the rows watch."""
     lines, shape = how
     rows = [one.asked for one in watched]
-    shared = beginning_of(lm, rows) if shape is None else None
+    prompts = [row.ids for row in rows]
+    shared = beginning_of(lm, run.work.wiring, prompts) if shape is None else None
     if shared is None:
-        ids, mask = padded([row.ids for row in rows], pad_token(lm.tokenizer), left=True)
+        ids, mask = padded(prompts, pad_token(lm.tokenizer), left=True)
     else:
         ids, mask = shared.ids, shared.mask
     if shape is not None:

@@ -5,7 +5,7 @@ the same in every row, so one row of them is enough, as long as no intervention 
 token of them. The rows are then laid out as [shared][padding][own].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 
@@ -17,14 +17,12 @@ from transformers.cache_utils import DynamicLayer
 from steer.bookkeeping import Pass, Sequences
 from steer.context import Run
 from steer.errors import SteerError
-from steer.evals.batching.asked import Asked
 from steer.generation import pad_token
-from steer.interventions.recipe import Recipe, walk
 from steer.lm import LM
 from steer.passes import cache_name, cache_of_generate
-from steer.protocols import Intervention
-from steer.scopes import Scope
-from steer.tokens import Prompt, Tokens
+from steer.prompts import sequences_of
+from steer.tokens import Tokens
+from steer.wiring import Edit, Wiring
 
 FEWEST = 16
 """Shared tokens below which the extra pass is not worth it."""
@@ -43,17 +41,25 @@ class Beginning:
     """For generate: the cache, one copy for each row."""
 
 
-def beginning_of(lm: LM, rows: Sequence[Asked]) -> Beginning | None:
-    """Return the run beginning of a batch, or None where there is none to share."""
-    n = common([row.ids for row in rows])
-    if len(rows) < 2 or n < FEWEST or not _bears_gaps(lm) or _looked_at(lm, rows, n):
+def beginning_of(lm: LM, wiring: Wiring, rows: Sequence[Sequence[int]]) -> Beginning | None:
+    """Return the run beginning of a batch, or None where there is none to share.
+
+    Args:
+        lm: the model.
+        wiring: of the batch's plans.
+        rows: token ids of the prompts.
+    """
+    n = common(rows)
+    if len(rows) < 2 or n < FEWEST or not _bears_gaps(lm):
+        return None
+    ids, mask = laid_out(rows, n, pad_token(lm.tokenizer))
+    if _looked_at(lm, wiring, sequences_of(ids, mask, range(len(rows)), len(rows)), n):
         return None
     cache = DynamicCache(config=lm.model.config)
     if not all(type(layer) is DynamicLayer for layer in cache.layers):
         return None  # a sliding window counts columns, and padding would take part of it
-    _run(lm, rows[0].ids[:n], cache)
+    _run(lm, rows[0][:n], cache)
     cache.batch_repeat_interleave(len(rows))
-    ids, mask = laid_out([row.ids for row in rows], n, pad_token(lm.tokenizer))
     return Beginning(n, ids, mask, {cache_of_generate(lm.model): cache})
 
 
@@ -87,33 +93,26 @@ def count(run: Run, declared: Sequences, n: int) -> None:
     run.work.count(Pass(tokens, declared))
 
 
-def _looked_at(lm: LM, rows: Sequence[Asked], n: int) -> bool:
-    """Whether an intervention edits or reads one of the first n tokens of some row."""
-    for at, row in enumerate(rows):
-        if not row.plan:
-            continue
-        ids = torch.tensor([list(row.ids)])
-        prompt = Prompt(torch.ones_like(ids, dtype=torch.bool), ids)
-        positions = prompt.positions(0, len(row.ids))
-        alone = torch.tensor([at])
-        tokens = Tokens(positions, alone, prompt.lengths, ids, prompt, lm.registry.decode)
-        try:
-            chosen = [scope.select(tokens) for item in row.plan for scope in _scopes(item)]
-        except SteerError:
-            return True  # a scope that the row lacks: the batch itself says so
-        if any(bool(one[:, :n].any()) for one in chosen):
-            return True
-    return False
-
-
-def _scopes(item: Intervention) -> Iterator[Scope]:
-    """Yield the scopes of all that an intervention edits and reads."""
-    for part in walk(item):
-        reads = [read for read, _ in part.reads()] if isinstance(part, Recipe) else []
-        for one in (part, *reads):
-            scope = getattr(one, "scope", None)
-            if isinstance(scope, Scope):
-                yield scope
+def _looked_at(lm: LM, wiring: Wiring, declared: Sequences, n: int) -> bool:
+    """Whether anything is edited or read at one of the first n columns of some row."""
+    assert declared.prompt is not None
+    prompt = declared.prompt
+    positions = prompt.positions(0, prompt.mask.shape[1])
+    tokens = Tokens(
+        positions, declared.row_ids, prompt.lengths, prompt.ids, prompt, lm.registry.decode
+    )
+    now = Pass(tokens, declared)
+    ops = [op for found in wiring.ops.values() for op in found]
+    if any(isinstance(op, Edit) and op.whole for op in ops):
+        return True  # it is given whole rows, whatever its scope
+    try:
+        chosen = [
+            now.chosen(op) if isinstance(op, Edit) else now.select(op.read.scope, op.rows)
+            for op in ops
+        ]
+    except SteerError:
+        return True  # a scope that a row lacks: the batch itself says so
+    return any(bool(one.mask[:, :n].any()) for one in chosen)
 
 
 def _bears_gaps(lm: LM) -> bool:

@@ -67,7 +67,8 @@ def measure_behaviour(
         told = measure_choices(lm, items, {}, instruction=task.instruction, **asked)
         controls[f"{name}.effect_prompt"] = mean(told.of(BASE)[0] - base, seed=seed)
     if task.form == "chat" and has_template(lm):
-        plain = measure_choices(lm, items, {PLAN: arms[PLAN, 1.0]}, form="plain")
+        pair = {PLAN: arms[PLAN, 1.0]}
+        plain = measure_choices(lm, items, pair, form="plain", per_token=task.per_token)
         change = plain.of(PLAN)[0] - plain.of(BASE)[0]
         numbers[f"{name}.effect_plain"] = mean(change, seed=seed)
     curve = Curve(

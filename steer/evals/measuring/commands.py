@@ -58,14 +58,11 @@ def run(given: argparse.Namespace) -> int:
 
 def _factors(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or any(f != f or abs(f) == float("inf") for f in found):
         raise PlanError(
             f"--factors is {text!r}, but it is a list of numbers with commas between: -1,-0.5,0,1."
-        )
-    return found
+        ) from None
 
 
 def _at_least_two(limit: int) -> int:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
+from types import MappingProxyType
 from typing import cast
 
 from tqdm.auto import tqdm
 
 from steer.errors import PlanError, SteerError
-from steer.evals.manifest import Manifest as Manifest
 from steer.evals.manifest import manifest_of, plan_digest
 from steer.evals.measuring.behaviour import measure_behaviour
 from steer.evals.measuring.controls import PLAN, RANDOM, Arm, plans_of, redirected, takes_strength
@@ -22,7 +23,7 @@ from steer.evals.measuring.side_effects import (
 )
 from steer.evals.refusals import Refused
 from steer.evals.report.values import Json, Report
-from steer.evals.tasks.items import Choice, Items, Prompt, Task
+from steer.evals.tasks.items import Choice, Items, Kind, Prompt, Task
 from steer.evals.tasks.table import TASKS, items_of, task
 from steer.interventions.gates import Monitor
 from steer.interventions.plans import Plan, Rows
@@ -35,6 +36,15 @@ N_RANDOM = 3
 N_DIRECTION = 64
 """Requests of each kind for the refusal direction."""
 Part = Callable[[], Findings]
+FIRST_NUMBER: Mapping[Kind, str] = MappingProxyType(
+    {
+        "behaviour": "effect",
+        "capability": "accuracy_change",
+        "text": "nats_change",
+        "refusal": "rate_change",
+    }
+)
+"""What is unscored where a task of a kind could not be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +80,15 @@ def evaluate(
     cosine with the refusal direction, and the ROC of each Monitor in the plan. What could not be
     measured is a note and an unscored number, never a number of the unsteered model.
 
+    Args:
+        lm: the model.
+        plan: interventions for one row, each with an identity (a spec).
+        settings: tasks, questions, factors, seed.
+
     Raises:
         SteerError: the plan does not fit the model.
-        PlanError: Rows; a plan that only reads; factors that are no numbers.
+        PlanError: Rows; a plan that only reads; factors that are not finite; no task, or a name
+            twice.
         SpecError: an unknown task; a plan with something that has no identity, such as Custom.
         ModelNotFound: data that cannot be fetched; before anything runs.
         Refused: never_fired, where no behaviour could be measured.
@@ -84,12 +100,12 @@ def evaluate(
         )
     digest = plan_digest(list(plan))  # refused before anything runs
     lm.registry.wire(list(plan))
-    chosen = [one if isinstance(one, Task) else task(one) for one in settings.tasks]
+    chosen = _chosen(settings.tasks)
     items = {one.name: _items(one, settings) for one in chosen}
     factors = _factors(plan, settings.factors)
     arms = plans_of(lm, plan, factors, seed=settings.seed)
     parts = _parts(lm, plan, settings, [(one, items[one.name]) for one in chosen], arms)
-    found = [_tried(name, part) for name, part in tqdm(parts, desc="evaluate", delay=2)]
+    found = [_tried(number, part) for number, part in tqdm(parts, desc="evaluate", delay=2)]
     _require_scored(chosen, found)
     every = together(found)
     return Report(
@@ -103,6 +119,19 @@ def evaluate(
     )
 
 
+def _chosen(asked: Sequence[str | Task]) -> list[Task]:
+    chosen = [one if isinstance(one, Task) else task(one) for one in asked]
+    names = [one.name for one in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        told = f"{twice[0]!r} stands there twice" if twice else "there is none"
+        raise PlanError(
+            f"The tasks are {names}: {told}. A report has one set of numbers for each name. Name "
+            "each task once, and a task of your own otherwise than the local ones."
+        )
+    return chosen
+
+
 def _items(one: Task, settings: Settings) -> Items:
     given = settings.data.get(one.name)
     return items_of(one, settings.limit, seed=settings.seed) if given is None else given
@@ -111,6 +140,11 @@ def _items(one: Task, settings: Settings) -> Items:
 def _factors(plan: Sequence[Intervention], asked: Sequence[int | float]) -> list[float]:
     if not takes_strength(plan):
         return [0.0, 1.0]
+    if not all(isfinite(factor) for factor in asked):
+        raise PlanError(
+            f"The factors are {tuple(asked)}, of which some are no finite numbers, and no plan has "
+            "such a strength. Give multiples of the plan's own: (-1, -0.5, 0, 0.5, 1)."
+        )
     return sorted({0.0, 1.0, *(float(factor) for factor in asked)})
 
 
@@ -121,16 +155,17 @@ def _parts(
     asked: Sequence[tuple[Task, Items]],
     arms: Mapping[Arm, list[Intervention]],
 ) -> list[tuple[str, Part]]:
-    """Return what is to be measured, by name, in the order of the report."""
+    """Return what is to be measured, by its first number, in the order of the report."""
     seed = settings.seed
     pair = {PLAN: arms[PLAN, 1.0], RANDOM: arms[RANDOM, 1.0]}
     others = [redirected(lm, plan, seed=seed + n) for n in range(1, N_RANDOM)]
     watched = any(isinstance(item, Monitor) for item in plan)
     parts: list[tuple[str, Part]] = []
     for one, items in asked:
-        parts.append((one.name, _part(lm, one, items, arms, others, pair, seed)))
+        part = _part(lm, one, items, arms, others, pair, seed)
+        parts.append((f"{one.name}.{FIRST_NUMBER[one.kind]}", part))
         if watched and _labelled(one, items):
-            parts.append((f"{one.name}.monitor", _watching(lm, one, items, plan, settings)))
+            parts.append((f"{one.name}.monitor_auc", _watching(lm, one, items, plan, settings)))
     if settings.refusal_direction:
         twins = task("harmful_requests")
         prompts = settings.data.get(twins.name)
@@ -177,13 +212,12 @@ def _watching(
     )
 
 
-def _tried(name: str, part: Part) -> Findings:
-    """Return what a part found, or an unscored number and the reason."""
+def _tried(number: str, part: Part) -> Findings:
+    """Return what a part found, or its first number unscored, and the reason."""
     try:
         return part()
     except SteerError as error:
-        number = name if name.startswith("refusal.") else f"{name}.effect"
-        return Findings({number: NOTHING}, notes=(f"{name}: not measured. {error}",))
+        return Findings({number: NOTHING}, notes=(f"{number}: not measured. {error}",))
 
 
 def _require_scored(chosen: Sequence[Task], found: Sequence[Findings]) -> None:

@@ -20,7 +20,7 @@ from steer.protocols import Intervention
 
 Pair = Mapping[str, list[Intervention]]
 """The plan and its random control, at the plan's own strength."""
-KL = MappingProxyType({"kl.mean": None, "kl.p95": 0.95})
+KL = MappingProxyType({"kl_mean": None, "kl_p95": 0.95})
 
 
 def measure_capability(
@@ -58,7 +58,9 @@ def measure_passages(
         change = found.nats[found.arms.index(arm)] - base
         table[f"{task.name}.nats_change{ending}"] = mean(change, seed=seed)
         for name, quantile in KL.items():
-            table[f"{name}{ending}"] = clustered(found, arm, quantile=quantile, seed=seed)
+            table[f"{task.name}.{name}{ending}"] = clustered(
+                found, arm, quantile=quantile, seed=seed
+            )
     return Findings(numbers, controls)
 
 
@@ -83,10 +85,10 @@ def measure_refusals(
             own = declined[found.arms.index(arm)]
             table[f"{task.name}.{group}{ending}"] = mean(own, seed=seed)
             table[f"{task.name}.{group}_change{ending}"] = mean(own - declined[0], seed=seed)
-    numbers["repetition.base"] = mean(found.repeated[0], seed=seed)
+    numbers[f"{task.name}.repetition_base"] = mean(found.repeated[0], seed=seed)
     for arm, table, ending in tables:
         change = found.repeated[found.arms.index(arm)] - found.repeated[0]
-        table[f"repetition.change{ending}"] = mean(change, seed=seed)
+        table[f"{task.name}.repetition_change{ending}"] = mean(change, seed=seed)
     return Findings(numbers, controls)
 
 
@@ -136,7 +138,8 @@ def _roc_of(
     known = np.isfinite(scores)
     if not known.all():
         told = (
-            f"{name}: {int((~known).sum())} of {len(known)} texts have no reading, and count not."
+            f"{name}: not measured. {int((~known).sum())} of {len(known)} texts have no reading, "
+            "so what it tells apart is not known."
         )
         return Findings({f"{name}_auc": Interval(None)}, notes=(told,))
     found = roc(scores, positive, most_false=most_false, seed=seed)

@@ -39,7 +39,12 @@ _STANDINGS = {
     "alone": "No control stands beside its effect on {}.",
     "unscored": "Its effect is unscored on {}.",
 }
-COSTS = ("kl.p95", "perplexity.nats_change", "mmlu.accuracy_change", "over_refusal.rate_change")
+COSTS = (
+    "perplexity.kl_p95",
+    "perplexity.nats_change",
+    "mmlu.accuracy_change",
+    "over_refusal.rate_change",
+)
 """What a reader asks for first; the table has all of them."""
 
 

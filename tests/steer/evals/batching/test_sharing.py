@@ -48,6 +48,11 @@ EARLY = {
     "a gate that reads the prompt": lambda v: steer.When(
         steer.Read(SITE, Sum(), reduce="mean"), steer.Add(SITE, v, scope=steer.GENERATED), 0.0
     ),
+    "code that is given whole rows": lambda v: steer.Custom(  # noqa: ARG005
+        SITE,
+        lambda h, step: h + 1,
+        scope=steer.LAST,
+    ),
     "a monitor": lambda v: steer.Monitor(  # noqa: ARG005
         steer.Read(SITE, Sum(), scope=steer.ALL, reduce="max")
     ),
@@ -59,8 +64,8 @@ def answered(lm: steer.LM, asked: list[Asked], monkeypatch, shape: Shape | None 
     kept = []
     whole = sharing.beginning_of
 
-    def watched(lm: steer.LM, rows):
-        kept.append(whole(lm, rows))
+    def watched(lm: steer.LM, wiring, rows):
+        kept.append(whole(lm, wiring, rows))
         return kept[-1]
 
     monkeypatch.setattr("steer.evals.batching.passing.beginning_of", watched)

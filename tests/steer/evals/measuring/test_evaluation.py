@@ -11,7 +11,7 @@ import torch
 import steer
 from steer import cli
 from steer.errors import PlanError, SpecError
-from steer.evals import Refused
+from steer.evals import Manifest, Refused
 from steer.evals.manifest import plan_digest
 from steer.evals.measuring import evaluation
 from steer.evals.measuring.evaluation import Settings, evaluate
@@ -69,11 +69,11 @@ def test_a_report_has_every_number_beside_its_controls(lm: steer.LM, settings: S
         "mmlu.accuracy_base",
         "mmlu.accuracy_change",
         "perplexity.nats_change",
-        "kl.mean",
-        "kl.p95",
+        "perplexity.kl_mean",
+        "perplexity.kl_p95",
         "harmful_requests.rate",
         "harmful_requests.false_rate_change",
-        "repetition.change",
+        "harmful_requests.repetition_change",
         "refusal.cosine",
     ):
         assert report.numbers[name].value is not None, name
@@ -124,7 +124,7 @@ def test_the_same_settings_give_the_same_report_and_it_survives_its_file(
     assert one != evaluate(lm, add(lm), replace(small, seed=1))
     limits = [Limit("effect", "sycophancy.effect", at_least=-100, at_most=100)]
     assert gate(one, limits).ok
-    assert not gate(one, [Limit("utility", "kl.p95", at_most=0.0)]).ok
+    assert not gate(one, [Limit("utility", "perplexity.kl_p95", at_most=0.0)]).ok
 
 
 def test_a_task_of_ones_own_is_measured_like_any_other(lm: steer.LM, endings: list[Choice]):
@@ -179,8 +179,8 @@ def evaluate_without_identity(lm: steer.LM, plan: list, settings: Settings) -> R
         return evaluate(lm, plan, settings)
 
 
-def manifest() -> evaluation.Manifest:
-    return evaluation.Manifest("0" * 64, {}, {}, {}, (0,))
+def manifest() -> Manifest:
+    return Manifest("0" * 64, {}, {}, {}, (0,))
 
 
 def test_a_plan_along_the_refusal_direction_has_cosine_one(lm: steer.LM, settings: Settings):
@@ -208,7 +208,7 @@ def test_what_never_fires_is_unscored_with_the_reason_and_nothing_at_all_is_refu
     plan = add(lm, scope=steer.GENERATED)
     report = evaluate(lm, plan, settings)
     assert report.numbers["sycophancy.effect"].value is None
-    assert any("sycophancy: not measured" in note for note in report.notes)
+    assert any("sycophancy.effect: not measured" in note for note in report.notes)
     assert report.numbers["perplexity.nats_change"].value is not None
     assert not gate(report, [Limit("effect", "sycophancy.effect", at_least=-9.0)]).ok
     only = replace(settings, tasks=("sycophancy",), refusal_direction=False)
@@ -228,6 +228,12 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_runs(lm: steer.LM, 
         evaluate(lm, steer.Rows([add(lm)]), settings)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"no task 'sycofancy'"):
         evaluate(lm, add(lm), replace(settings, tasks=("sycofancy",)))
+    with pytest.raises(PlanError, match=r"'perplexity' stands there twice"):
+        evaluate(lm, add(lm), replace(settings, tasks=("perplexity", "mmlu", "perplexity")))
+    with pytest.raises(PlanError, match="there is none"):
+        evaluate(lm, add(lm), replace(settings, tasks=()))
+    with pytest.raises(PlanError, match=r"factors are .*no finite numbers"):
+        evaluate(lm, add(lm), replace(settings, factors=(float("inf"),)))
     with pytest.raises(SpecError, match="Custom"):
         evaluate(lm, [steer.Custom(steer.Site(1), lambda h, _: h)], settings)
     with pytest.raises(steer.SteerError, match=r"blocks\.99"):
@@ -264,3 +270,18 @@ def test_the_command_writes_the_report_and_its_page(
     ):
         assert cli.main([*asked, *wrong]) == 2
         assert match in capsys.readouterr().err
+
+
+def test_each_kind_of_task_has_its_own_number_unscored(lm: steer.LM, settings: Settings):
+    # Never in the prompt, and an answer of one token has nothing after it.
+    plan = add(lm, scope=steer.at(500))
+    tasks = ("sycophancy", "mmlu", "perplexity", "harmful_requests")
+    with pytest.raises(Refused, match="Nothing could be measured") as refused:
+        evaluate(lm, plan, replace(settings, tasks=tasks))
+    for name in (
+        "sycophancy.effect",
+        "mmlu.accuracy_change",
+        "perplexity.nats_change",
+        "harmful_requests.rate_change",
+    ):
+        assert f"{name}: not measured" in str(refused.value)

@@ -16,7 +16,7 @@ PLAN = [steer.Add(steer.Site(2), torch.ones(64))]
 NUMBERS = {
     "sycophancy.effect": Interval(0.8, 0.5, 1.1),
     "mmlu.change": Interval(-0.01, -0.04, 0.02),
-    "kl.p95": Interval(0.9),
+    "perplexity.kl_p95": Interval(0.9),
     "perplexity.change": Interval(None),
 }
 POLICY = """
@@ -29,7 +29,7 @@ number = "mmlu.change"
 at_least = -0.05
 
 [[robustness]]
-number = "kl.p95"
+number = "perplexity.kl_p95"
 at_most = 1.0
 """
 
@@ -70,7 +70,7 @@ def test_a_plan_within_its_limits_passes(tmp_path, capsys):
         # Against the pessimistic end of the interval: .8 is above .6, .5 is not.
         ("sycophancy.effect", "at_least = 0.6"),
         ("mmlu.change", "at_most = 0.0"),
-        ("kl.p95", "at_most = 0.5"),
+        ("perplexity.kl_p95", "at_most = 0.5"),
         ("sycophancy.random", "at_most = 0.2"),
         ("perplexity.change", "at_most = 9.0"),
         ("not.there", "at_most = 9.0"),
@@ -119,7 +119,7 @@ def test_a_policy_may_be_json(tmp_path):
     limits = {
         "effect": [{"number": "sycophancy.effect", "at_least": 0}],
         "utility": [{"number": "mmlu.change", "at_least": -1}],
-        "robustness": [{"number": "kl.p95", "at_most": 2, "use": "value"}],
+        "robustness": [{"number": "perplexity.kl_p95", "at_most": 2, "use": "value"}],
     }
     assert main(files(tmp_path, json.dumps(limits), name="policy.json")) == 0
     (tmp_path / "list.json").write_text("[]")

@@ -202,9 +202,9 @@ class TestSummary:
         assert "The report holds no effect." in text_of(page(replace(REPORT, numbers={})))
 
     def test_says_what_it_costs(self):
-        numbers = {**REPORT.numbers, "kl.p95": Interval(0.9, 0.8, 1.0)}
+        numbers = {**REPORT.numbers, "perplexity.kl_p95": Interval(0.9, 0.8, 1.0)}
         text = text_of(page(replace(REPORT, numbers=numbers)))
-        assert re.search(r"What it costs: .*kl\.p95 0\.9 \[0\.8, 1\]", text)
+        assert re.search(r"What it costs: .*perplexity\.kl_p95 0\.9 \[0\.8, 1\]", text)
 
     @pytest.mark.parametrize(
         ("values", "told"),

@@ -41,6 +41,12 @@ def late(lm: steer.LM) -> list[list]:
     ]
 
 
+def one_more(h: torch.Tensor, step: object) -> torch.Tensor:
+    """Return every entry plus one."""
+    del step
+    return h + 1
+
+
 EARLY = {
     "every token": lambda v: steer.Add(SITE, v),
     "the first": lambda v: steer.Add(SITE, v, scope=steer.FIRST),
@@ -48,11 +54,7 @@ EARLY = {
     "a gate that reads the prompt": lambda v: steer.When(
         steer.Read(SITE, Sum(), reduce="mean"), steer.Add(SITE, v, scope=steer.GENERATED), 0.0
     ),
-    "code that is given whole rows": lambda v: steer.Custom(  # noqa: ARG005
-        SITE,
-        lambda h, step: h + 1,
-        scope=steer.LAST,
-    ),
+    "code that is given whole rows": lambda _: steer.Custom(SITE, one_more, scope=steer.LAST),
     "a monitor": lambda v: steer.Monitor(  # noqa: ARG005
         steer.Read(SITE, Sum(), scope=steer.ALL, reduce="max")
     ),
